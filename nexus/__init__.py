@@ -1,0 +1,1 @@
+"""Nexus: a self-hosted control plane for Firecracker microVMs."""

@@ -1,0 +1,1 @@
+"""Wire types: every request, answer, state and error. No I/O."""

@@ -1,0 +1,186 @@
+"""The error envelope, and the exception that becomes it."""
+
+from typing import Literal, get_args
+
+from nexus.api.common import Wire
+
+ErrorCode = Literal[
+    "bad_request",
+    "validation_failed",
+    "unauthenticated",
+    "forbidden",
+    "not_found",
+    "method_not_allowed",
+    "not_acceptable",
+    "conflict",
+    "name_taken",
+    "invalid_state",
+    "in_use",
+    "gone",
+    "payload_too_large",
+    "unsupported_media_type",
+    "image_not_ready",
+    "path_refused",
+    "no_capacity",
+    "address_pool_exhausted",
+    "too_many_requests",
+    "timed_out",
+    "client_closed_request",
+    "vmm_fault",
+    "host_unreachable",
+    "internal",
+]
+
+
+class ErrorBody(Wire):
+    """What every non-2xx answer looks like."""
+
+    error: ErrorCode
+    message: str
+    fault_message: str | None = None
+    """The VMM's own words, when it was the VMM that refused."""
+    status: int
+    suggestion: str | None = None
+    """What to do or type next."""
+    request_id: str
+
+
+class NexusError(Exception):
+    """An error with a cure; one handler per server turns it into ``ErrorBody``.
+
+    Subclasses fix ``code`` and ``status``; the message says what failed and the suggestion what
+    to do about it.
+    """
+
+    code: ErrorCode = "internal"
+    status: int = 500
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        suggestion: str | None = None,
+        fault_message: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.suggestion = suggestion
+        self.fault_message = fault_message
+
+
+class BadRequest(NexusError):
+    code = "bad_request"
+    status = 400
+
+
+class ValidationFailed(NexusError):
+    code = "validation_failed"
+    status = 422
+
+
+class Unauthenticated(NexusError):
+    code = "unauthenticated"
+    status = 401
+
+
+class Forbidden(NexusError):
+    code = "forbidden"
+    status = 403
+
+
+class PathRefused(NexusError):
+    code = "path_refused"
+    status = 403
+
+
+class NotFound(NexusError):
+    code = "not_found"
+    status = 404
+
+
+class Conflict(NexusError):
+    code = "conflict"
+    status = 409
+
+
+class NameTaken(NexusError):
+    code = "name_taken"
+    status = 409
+
+
+class InvalidState(NexusError):
+    """The thing exists, but not in a state that allows this."""
+
+    code = "invalid_state"
+    status = 409
+
+
+class InUse(NexusError):
+    code = "in_use"
+    status = 409
+
+
+class ImageNotReady(NexusError):
+    code = "image_not_ready"
+    status = 409
+
+
+class NoCapacity(NexusError):
+    code = "no_capacity"
+    status = 409
+
+
+class AddressPoolExhausted(NexusError):
+    code = "address_pool_exhausted"
+    status = 409
+
+
+class PayloadTooLarge(NexusError):
+    code = "payload_too_large"
+    status = 413
+
+
+class TimedOut(NexusError):
+    """A wait ended before what was waited for came true; nothing was undone."""
+
+    code = "timed_out"
+    status = 504
+
+
+class HostUnreachable(NexusError):
+    code = "host_unreachable"
+    status = 502
+
+
+class VmmFault(NexusError):
+    code = "vmm_fault"
+    status = 400
+
+
+_BY_STATUS: dict[int, ErrorCode] = {
+    400: "bad_request",
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "not_acceptable",
+    409: "conflict",
+    410: "gone",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+    422: "validation_failed",
+    429: "too_many_requests",
+    502: "host_unreachable",
+    504: "timed_out",
+}
+
+
+def code_for_status(status: int) -> ErrorCode:
+    """The error code for a status that a library chose; 4xx never becomes ``internal``."""
+    known = _BY_STATUS.get(status)
+    if known is not None:
+        return known
+    return "bad_request" if 400 <= status < 500 else "internal"
+
+
+ERROR_CODES: frozenset[str] = frozenset(get_args(ErrorCode))

@@ -1,0 +1,106 @@
+"""The wire between manager and agent: the machine that is wanted, and the machine that is.
+
+``PUT /agent/v1/vms/{id}`` carries a whole ``Machine`` and answers ``MachineStatus``; the agent
+ensures it, and the same request twice does no more than once.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nexus.api.common import Engine, Sha256, Timestamp, Uuid, VmName, Wire
+from nexus.api.vms import KernelArgs, SshKey, UserData, VmError
+
+Power = Literal["running", "paused", "stopped"]
+
+MachineState = Literal[
+    "preparing",
+    "configured",
+    "running",
+    "paused",
+    "stopping",
+    "stopped",
+    "error",
+]
+
+ExitCause = Literal["guest_poweroff", "stopped", "killed", "crashed"]
+"""How a VMM ended: the guest powered itself off; it was asked to stop and did; it had to be
+killed; or it ended by itself with an error or by a signal nobody here sent."""
+
+
+class Blob(Wire):
+    """Content of the image store, named by its hash."""
+
+    sha256: Sha256
+    size_bytes: Annotated[int, Field(ge=0)]
+
+
+class MachineNic(Wire):
+    iface: Annotated[str, Field(pattern=r"^eth[0-9]{1,2}$")]
+    mac: Annotated[str, Field(pattern=r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$")]
+    ip: Annotated[str, Field(pattern=r"^[0-9.]{7,15}/[0-9]{1,2}$")]
+    gateway: Annotated[str, Field(pattern=r"^[0-9.]{7,15}$")] | None
+    dns: list[Annotated[str, Field(pattern=r"^[0-9.]{7,15}$")]]
+
+
+class Machine(Wire):
+    """The whole desired machine."""
+
+    id: Uuid
+    name: VmName
+    generation: Annotated[int, Field(ge=1)]
+    """A lower generation than the one the agent holds is answered 409."""
+    power: Power
+    boot: Annotated[int, Field(ge=0)]
+    """The number of the boot that is wanted. A VMM that ended stays ended until a higher number
+    is asked for; 0 with ``stopped`` means: prepare everything, start nothing."""
+    vcpu: Annotated[int, Field(ge=1, le=32)]
+    mem_mib: Annotated[int, Field(ge=16)]
+    kernel: Blob
+    initrd: Blob | None
+    rootfs: Blob | None
+    kernel_args: KernelArgs | None
+    nics: Annotated[list[MachineNic], Field(max_length=8)]
+    user_data: UserData | None
+    ssh_keys: list[SshKey]
+    stop_timeout_s: Annotated[float, Field(ge=0, le=600)] = 10.0
+    """How long a guest has to power off before its VMM is killed; 0 kills at once."""
+
+
+class MachineNicStatus(Wire):
+    iface: str
+    tap: str
+
+
+class MachineStatus(Wire):
+    """What the agent observes of one machine."""
+
+    id: Uuid
+    generation: int
+    """The generation the agent last was given."""
+    state: MachineState
+    boot: int
+    """The last boot that was begun; 0 before the first."""
+    engine: Engine
+    pid: int | None
+    socket: str
+    nics: list[MachineNicStatus]
+    configured_at: Timestamp | None
+    started_at: Timestamp | None
+    exited_at: Timestamp | None
+    exit_cause: ExitCause | None
+    error: VmError | None
+    observed_at: Timestamp
+
+
+class AgentEvent(Wire):
+    """One line of ``GET /agent/v1/events`` (NDJSON).
+
+    On connect the agent sends one ``status`` line for every machine it holds, then ``synced``,
+    then a line for every change; ``gone`` names a machine whose deletion has finished, and
+    ``ping`` keeps the stream alive.
+    """
+
+    type: Literal["status", "synced", "gone", "ping"]
+    status: MachineStatus | None = None
+    vm_id: Uuid | None = None

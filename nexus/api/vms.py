@@ -1,0 +1,145 @@
+"""VMs as users see them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from nexus.api.common import (
+    Engine,
+    ImageRef,
+    Sha256,
+    Tags,
+    Timestamp,
+    Uuid,
+    VmName,
+    Wire,
+)
+from nexus.api.images import ImageKind
+
+VmState = Literal[
+    "requested",
+    "configured",
+    "running",
+    "paused",
+    "stopping",
+    "stopped",
+    "error",
+    "deleting",
+    "unknown",
+]
+
+WaitState = Literal["configured", "running", "paused", "stopped", "deleted"]
+"""What ``?wait=`` can wait for."""
+
+Stage = Literal["place", "disk", "network", "spawn", "configure", "boot", "run"]
+"""Where a VM failed: ``run`` is a VMM that ended by itself with an error."""
+
+KernelArgs = Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=1024)]
+SshKey = Annotated[str, StringConstraints(pattern=r"^[ -~]{16,4096}$", strip_whitespace=True)]
+UserData = Annotated[str, StringConstraints(max_length=65536)]
+
+
+class VmCreate(Wire):
+    """A request for one VM. Sizes are MiB."""
+
+    name: VmName | None = None
+    """Unique among the project's VMs; made up when absent."""
+    vcpu: Annotated[int, Field(strict=True, ge=1, le=32)] = 1
+    mem_mib: Annotated[int, Field(strict=True, ge=16, le=1048576)] = 256
+    kernel: ImageRef | None = None
+    """Id or name of a kernel image; the default one when absent."""
+    initrd: ImageRef | None = None
+    """When absent: the initrd named like the kernel, if there is one."""
+    rootfs: ImageRef | None = None
+    """When absent and no kernel is given either: the default one. A kernel of one's own needs no
+    root disk."""
+    kernel_args: KernelArgs | None = None
+    tags: Tags = Field(default_factory=dict)
+    start: Annotated[bool, Field(strict=True)] = True
+    """False prepares everything and leaves the VM ``configured``."""
+    user_data: UserData | None = None
+    ssh_keys: Annotated[list[SshKey], Field(max_length=32)] = Field(default_factory=list)
+
+
+class VmImage(Wire):
+    """An image as a VM uses it: what it was called when the VM was made, and its content."""
+
+    id: Uuid
+    kind: ImageKind
+    name: str
+    sha256: Sha256
+
+
+class VmNic(Wire):
+    iface: str
+    """The device name in the guest and the id at the VMM, ``eth0``."""
+    mac: str
+    ip: str
+    """Address with prefix length, ``10.77.0.5/20``."""
+    gateway: str | None
+    tap: str
+    """The TAP device on the host."""
+
+
+class VmError(Wire):
+    """Why a VM is in ``error``."""
+
+    stage: Stage
+    message: str
+    fault_message: str | None = None
+    suggestion: str | None = None
+    log_tail: list[str] = Field(default_factory=list)
+
+
+class Vm(Wire):
+    id: Uuid
+    name: str
+    project: str
+    state: VmState
+    error: VmError | None
+    vcpu: int
+    mem_mib: int
+    kernel: VmImage
+    initrd: VmImage | None
+    rootfs: VmImage | None
+    kernel_args: str | None
+    nics: list[VmNic]
+    tags: dict[str, str]
+    host_id: Uuid | None
+    engine: Engine | None
+    socket: str | None
+    """The VMM's API socket on its host."""
+    pid: int | None
+    generation: int
+    """Grows with every change of what is wanted."""
+    boot: int
+    """The number of the boot that is wanted or was last had."""
+    created_at: Timestamp
+    updated_at: Timestamp
+    started_at: Timestamp | None
+
+
+class VmEvent(Wire):
+    """One change in a VM's life; ``id`` grows, so that a reader can go on where it was."""
+
+    id: int
+    vm_id: Uuid
+    at: Timestamp
+    state: VmState
+    reason: str
+    """A word for programs: ``created``, ``guest_poweroff``, ``vmm_crashed`` …"""
+    message: str
+    actor: str
+    """Who caused it: a token's name, or ``system``."""
+    request_id: str | None
+
+
+class LogChunk(Wire):
+    """The last lines of a log. ``offset`` is where to go on reading, in bytes."""
+
+    source: Literal["console", "vmm"]
+    lines: list[str]
+    offset: int
+
+
+LogSource = Literal["console", "vmm"]

@@ -1,0 +1,274 @@
+"""The HTTP edge that manager and agent share.
+
+Request ids both ways, the error envelope for every non-2xx, a bound on request bodies, JSON access
+logs, and a server that listens on TCP or on a unix socket of mode 0600.
+"""
+
+import json
+import logging
+import os
+import re
+import socket
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from nexus.api.errors import ErrorBody, ErrorCode, NexusError, code_for_status
+from nexus.ids import new_id
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+log = structlog.get_logger("http")
+
+MAX_BODY_BYTES = 1 << 20
+_REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
+
+
+class _BodyTooLarge(Exception):
+    pass
+
+
+class Edge:
+    """ASGI middleware: request id, body bound, UTF-8 paths, last-resort 500, access log."""
+
+    def __init__(self, app: App, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        request_id = given.decode("ascii") if _REQUEST_ID.match(given) else new_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            if scope["type"] == "websocket":
+                await self.app(scope, receive, send)
+            else:
+                await self._http(scope, receive, send, request_id)
+        finally:
+            structlog.contextvars.unbind_contextvars("request_id")
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        begun = time.perf_counter()
+        status = 0
+        received = 0
+
+        async def bounded_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self.max_body_bytes:
+                raise _BodyTooLarge
+            return message
+
+        async def tagged_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
+            await send(message)
+
+        async def refuse(code: int, error: ErrorCode, text: str, cure: str | None = None) -> None:
+            response = envelope(request_id, code, error, text, suggestion=cure)
+            await response(scope, receive, tagged_send)
+
+        try:
+            if "�" in scope["path"] or "\x00" in scope["path"]:
+                await refuse(400, "bad_request", "the path is not valid UTF-8 text")
+            else:
+                await self.app(scope, bounded_receive, tagged_send)
+        except _BodyTooLarge:
+            if status == 0:
+                limit = f"the request body is larger than {self.max_body_bytes} bytes"
+                await refuse(413, "payload_too_large", limit)
+        except Exception:
+            log.exception("unhandled error", path=scope["path"], method=scope["method"])
+            if status != 0:
+                raise
+            await refuse(
+                500,
+                "internal",
+                "an unexpected error; it is in the log under this request id",
+                "report it with the log lines of this request id",
+            )
+        finally:
+            log.info(
+                "request",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                ms=round((time.perf_counter() - begun) * 1000, 2),
+            )
+
+
+def envelope(
+    request_id: str,
+    status: int,
+    error: ErrorCode,
+    message: str,
+    *,
+    suggestion: str | None = None,
+    fault_message: str | None = None,
+) -> JSONResponse:
+    body = ErrorBody(
+        error=error,
+        message=message,
+        fault_message=fault_message,
+        status=status,
+        suggestion=suggestion,
+        request_id=request_id,
+    )
+    return JSONResponse(body.model_dump(exclude_none=True), status_code=status)
+
+
+def request_id_of(request: Request) -> str:
+    return str(request.state.request_id)
+
+
+async def _on_nexus_error(request: Request, exc: Exception) -> JSONResponse:
+    if not isinstance(exc, NexusError):
+        raise exc
+    response = envelope(
+        request_id_of(request),
+        exc.status,
+        exc.code,
+        exc.message,
+        suggestion=exc.suggestion,
+        fault_message=exc.fault_message,
+    )
+    if exc.status == 401:
+        response.headers["www-authenticate"] = "Bearer"
+    return response
+
+
+async def _on_validation(request: Request, exc: Exception) -> JSONResponse:
+    if not isinstance(exc, RequestValidationError):
+        raise exc
+    problems = []
+    for error in exc.errors()[:10]:
+        where = ".".join(str(part) for part in error["loc"])
+        problems.append(f"{where}: {error['msg']}")
+    not_json = any(error["type"] == "json_invalid" for error in exc.errors())
+    return envelope(
+        request_id_of(request),
+        400 if not_json else 422,
+        "bad_request" if not_json else "validation_failed",
+        _printable("; ".join(problems)),
+        suggestion="compare the request with /openapi.json",
+    )
+
+
+async def _on_http_exception(request: Request, exc: Exception) -> JSONResponse:
+    if not isinstance(exc, HTTPException):
+        raise exc
+    response = envelope(
+        request_id_of(request),
+        exc.status_code,
+        code_for_status(exc.status_code),
+        _printable(str(exc.detail)),
+    )
+    response.headers.update(exc.headers or {})
+    return response
+
+
+def _printable(text: str) -> str:
+    """Text that survives JSON in UTF-8: lone surrogates from hostile input become ``?``."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def install(app: FastAPI, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    """Gives an application the shared edge: middleware and error handlers."""
+    app.add_middleware(Edge, max_body_bytes=max_body_bytes)
+    app.add_exception_handler(NexusError, _on_nexus_error)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+def configure_logging(level: str = "INFO") -> None:
+    """JSON lines on stderr; the request id of the current request is in each of its lines."""
+    logging.basicConfig(level=level, format="%(message)s")
+    for noisy in ("httpx", "httpcore", "alembic", "aiosqlite"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(serializer=json.dumps),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=structlog.PrintLoggerFactory(file=os.fdopen(os.dup(2), "w", buffering=1)),
+        cache_logger_on_first_use=True,
+    )
+
+
+def listen(bind: str) -> socket.socket:
+    """A listening socket for ``HOST:PORT``, ``[V6]:PORT`` or ``unix:/path`` (mode 0600).
+
+    A unix socket left by a killed process is replaced; a live one is an error.
+    """
+    if bind.startswith("unix:"):
+        return _listen_unix(Path(bind.removeprefix("unix:")))
+    host, _, port = bind.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"bad address {bind!r}; write HOST:PORT, for example 127.0.0.1:18080")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, int(port)))
+    listener.listen(1024)
+    return listener
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if path.exists():
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+        else:
+            raise OSError(f"{path} is already served by another process")
+        finally:
+            probe.close()
+    before = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(before)
+    listener.listen(1024)
+    return listener
+
+
+def server(app: App, *, drain_s: int = 3) -> uvicorn.Server:
+    """A uvicorn server without its own signal-less logging; run it with ``serve(sockets=[…])``."""
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="websockets-sansio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=drain_s,
+    )
+    return uvicorn.Server(config)
