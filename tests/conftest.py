@@ -1,0 +1,76 @@
+"""Shared fixtures, and a private network namespace for every test process.
+
+A test process leaves the machine's network before its first test: TAPs, bridges and nftables
+tables that tests make exist only in a namespace that vanishes with the process.
+"""
+
+import ctypes
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.parts import REPO, LinuxImages, cached_linux_images, cached_tiny_kernel, find_binary
+
+CLONE_NEWNET = 0x40000000
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    is_controller = not hasattr(config, "workerinput") and config.getoption("numprocesses", None)
+    if is_controller or os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "no private network namespace for the tests")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def firecracker_binary() -> Path:
+    """The real ``firecracker``; its absence is a failure."""
+    return find_binary("FC_BINARY", "firecracker")
+
+
+@pytest.fixture(scope="session")
+def jailer_binary() -> Path:
+    return find_binary("JAILER_BINARY", "jailer")
+
+
+@pytest.fixture(scope="session")
+def nexus_qemu() -> list[str]:
+    """The command that starts ``nexus-qemu``."""
+    return [sys.executable, "-m", "nexus.qemu"]
+
+
+@pytest.fixture(scope="session")
+def tiny_kernel() -> Path:
+    """The tiny test guest as an ELF kernel."""
+    return cached_tiny_kernel()
+
+
+@pytest.fixture(scope="session")
+def linux_images() -> LinuxImages:
+    """Debian's kernel, its initrd and the busybox root, built once for all test runs."""
+    return cached_linux_images()
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    yield port
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    return REPO

@@ -1,0 +1,87 @@
+"""Finding and building, once, the real parts that tests use."""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+CACHE = Path(os.environ.get("NEXUS_TEST_CACHE", REPO / ".cache"))
+
+
+@dataclass(frozen=True)
+class LinuxImages:
+    kernel: Path
+    initrd: Path
+    rootfs: Path
+
+
+def find_binary(variable: str, name: str) -> Path:
+    """The binary named by an environment variable, in the test cache, or on PATH.
+
+    Raises FileNotFoundError with the command that fetches it.
+    """
+    candidates = [os.environ.get(variable), str(CACHE / "bin" / name), shutil.which(name)]
+    for candidate in candidates:
+        if candidate and Path(candidate).is_file():
+            return Path(candidate)
+    raise FileNotFoundError(f"{name} is missing; `scripts/test-parts` fetches it")
+
+
+@contextmanager
+def _locked(name: str) -> Iterator[Path]:
+    """One process at a time builds; the others wait and find it done."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield CACHE / name
+
+
+def cached_tiny_kernel() -> Path:
+    """Builds the tiny guest if its sources changed since the last build."""
+    from nexus.images import tinyguest
+
+    sources = sorted((REPO / "nexus" / "guest" / "tiny").iterdir())
+    newest = max(source.stat().st_mtime for source in sources)
+    with _locked("tiny") as folder:
+        kernel = folder / "tiny.elf"
+        if not kernel.exists() or kernel.stat().st_mtime < newest:
+            folder.mkdir(exist_ok=True)
+            tinyguest.build(kernel)
+        return kernel
+
+
+def cached_linux_images() -> LinuxImages:
+    """Builds kernel, initrd and root with ``python -m nexus.images`` when guest files changed."""
+    sources = [p for p in (REPO / "nexus" / "guest").rglob("*") if p.is_file()]
+    sources += [p for p in (REPO / "nexus" / "images").glob("*.py")]
+    newest = max(source.stat().st_mtime for source in sources)
+    with _locked("linux") as folder:
+        manifest = folder / "manifest.json"
+        if not manifest.exists() or manifest.stat().st_mtime < newest:
+            folder.mkdir(exist_ok=True)
+            found: dict[str, str] = {}
+            for recipe in ("debian-cloud", "busybox"):
+                found |= _build(recipe, folder / recipe)
+            manifest.write_text(json.dumps(found))
+        paths = json.loads(manifest.read_text())
+    return LinuxImages(**{kind: Path(path) for kind, path in paths.items()})
+
+
+def _build(recipe: str, out: Path) -> dict[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "nexus.images", "build", recipe, "--out", str(out)],
+        cwd=REPO,
+        env={**os.environ, "NEXUS_CACHE_DIR": str(CACHE / "packages")},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    last = json.loads(done.stdout.splitlines()[-1])
+    return {artifact["kind"]: artifact["path"] for artifact in last["artifacts"]}
