@@ -85,3 +85,8 @@ def _build(recipe: str, out: Path) -> dict[str, str]:
     )
     last = json.loads(done.stdout.splitlines()[-1])
     return {artifact["kind"]: artifact["path"] for artifact in last["artifacts"]}
+
+
+if __name__ == "__main__":
+    cached_tiny_kernel()
+    cached_linux_images()

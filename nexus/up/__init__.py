@@ -1,0 +1,1 @@
+"""All of Nexus on one machine: ``nexus up`` and ``nexus down``."""
