@@ -37,4 +37,4 @@ test: check
 bench:
 	@scripts/setup --dev
 	@scripts/test-parts
-	@$(PY) -m bench
+	@$(PY) -m bench --save

@@ -9,7 +9,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,8 @@ import pytest
 from tests.parts import REPO, LinuxImages, cached_linux_images, cached_tiny_kernel, find_binary
 
 CLONE_NEWNET = 0x40000000
+HOST_NETWORK = os.open("/proc/self/ns/net", os.O_RDONLY)
+"""The network the test process was started in: for set-up that must fetch packages."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,13 +65,18 @@ def linux_images() -> LinuxImages:
 
 
 @pytest.fixture
-def free_port() -> Iterator[int]:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    yield port
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
 def repo() -> Path:
     return REPO
+
+
+@pytest.fixture(scope="session")
+def on_host_network() -> list[str]:
+    """A command prefix that runs a program in the machine's own network."""
+    return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{HOST_NETWORK}", "--"]

@@ -60,7 +60,7 @@ def cached_tiny_kernel() -> Path:
 def cached_linux_images() -> LinuxImages:
     """Builds kernel, initrd and root with ``python -m nexus.images`` when guest files changed."""
     sources = [p for p in (REPO / "nexus" / "guest").rglob("*") if p.is_file()]
-    sources += [p for p in (REPO / "nexus" / "images").glob("*.py")]
+    sources += list((REPO / "nexus" / "images").glob("*.py"))
     newest = max(source.stat().st_mtime for source in sources)
     with _locked("linux") as folder:
         manifest = folder / "manifest.json"

@@ -93,7 +93,7 @@ class Place:
         if len(os.fsencode(self.agent_socket)) > _LONGEST_SOCKET_PATH:
             raise BadRequest(
                 f"the path {self.agent_socket} is too long for a unix socket",
-                suggestion="choose a data folder with a shorter path: nexus up --data /var/lib/nexus",
+                suggestion="choose a shorter path: nexus up --data /var/lib/nexus",
             )
         self.data.mkdir(parents=True, exist_ok=True)
         for folder in (self.agent_socket.parent, self.logs):

@@ -177,7 +177,9 @@ def report(error: NexusError, *, as_json: bool) -> None:
     """Prints an error and its cure on stderr."""
     if as_json:
         print(
-            json.dumps({"error": error.code, "message": error.message, "suggestion": error.suggestion}),
+            json.dumps(
+                {"error": error.code, "message": error.message, "suggestion": error.suggestion}
+            ),
             file=sys.stderr,
         )
         return

@@ -51,7 +51,10 @@ class ForPeople:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.progress_done()
 
@@ -110,10 +113,8 @@ def _command(data: Path) -> str:
 
     program = Path(sys.argv[0])
     word = "nexus" if program.name != "nexus" else str(program)
-    try:
+    if program.is_relative_to(Path.cwd()):
         word = str(program.relative_to(Path.cwd()))
-    except ValueError:
-        pass
     if data != default_data_dir():
         word = f"{word} --data {shlex.quote(str(data))}"
     return word

@@ -1,0 +1,43 @@
+"""``make bench``: what Nexus costs, side by side with bare Firecracker in one run."""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench import create, linux
+from bench.table import machine, markdown
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=100, help="creates on Firecracker")
+    parser.add_argument("--linux-rounds", type=int, default=10, help="creates of Linux VMs")
+    parser.add_argument("--save", action="store_true", help="append the tables to RESULTS.md")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.inside:
+        # A network namespace of its own: what the bench makes vanishes with it.
+        command = [sys.executable, "-m", "bench", "--inside", *sys.argv[1:]]
+        sys.exit(subprocess.run(["unshare", "--net", "--", *command], check=False).returncode)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with tempfile.TemporaryDirectory(prefix="nexus-bench-") as folder:
+        tables = [
+            create.measure(Path(folder) / "f", options.rounds),
+            linux.measure(Path(folder) / "q", options.linux_rounds),
+        ]
+    title = f"## {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine()}, load {os.getloadavg()[0]:.1f}"
+    text = "\n\n".join([title, *(markdown(table) for table in tables)]) + "\n"
+    print(text)
+    if options.save:
+        with RESULTS.open("a") as results:
+            results.write("\n" + text)
+
+
+if __name__ == "__main__":
+    main()

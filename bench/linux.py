@@ -1,0 +1,42 @@
+"""POST /v1/vms → a Linux guest answers over the network, on ``nexus-qemu``."""
+
+import time
+from pathlib import Path
+
+import httpx
+
+from bench.table import Table
+from tests.integration.installation import Installation, wait_for
+from tests.parts import cached_linux_images
+
+
+def measure(folder: Path, rounds: int) -> Table:
+    cached_linux_images()
+    rows: dict[str, list[float]] = {
+        "POST /v1/vms → HTTP answer of the guest": [],
+        "POST /v1/vms?wait=running → 201": [],
+    }
+    answered, running = rows.values()
+    with (
+        Installation(folder / "d", 18192, "qemu") as installation,
+        installation.http() as http,
+        httpx.Client(timeout=0.3, trust_env=False) as guest,
+    ):
+        for number in range(rounds):
+            body = {"name": f"l{number}", "rootfs": "busybox", "mem_mib": 128}
+            begun = time.perf_counter()
+            created = http.post("/v1/vms?wait=running", json=body)
+            running.append((time.perf_counter() - begun) * 1000)
+            vm = created.json()["item"]
+            url = f"http://{vm['nics'][0]['ip'].partition('/')[0]}/"
+            wait_for("the guest answers", lambda url=url: _answers(guest, url), poll_s=0.005)
+            answered.append((time.perf_counter() - begun) * 1000)
+            http.delete(f"/v1/vms/{vm['id']}?wait=deleted")
+    return Table("A Linux VM on nexus-qemu, one at a time", rows, next(iter(rows)))
+
+
+def _answers(guest: httpx.Client, url: str) -> bool:
+    try:
+        return guest.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
