@@ -140,20 +140,25 @@ def request_id_of(request: Request) -> str:
     return str(request.state.request_id)
 
 
+def answer(request_id: str, error: NexusError) -> JSONResponse:
+    """An error as the envelope, for code that runs outside the routes."""
+    response = envelope(
+        request_id,
+        error.status,
+        error.code,
+        _printable(error.message),
+        suggestion=error.suggestion,
+        fault_message=error.fault_message,
+    )
+    if error.status == 401:
+        response.headers["www-authenticate"] = "Bearer"
+    return response
+
+
 async def _on_nexus_error(request: Request, exc: Exception) -> JSONResponse:
     if not isinstance(exc, NexusError):
         raise exc
-    response = envelope(
-        request_id_of(request),
-        exc.status,
-        exc.code,
-        exc.message,
-        suggestion=exc.suggestion,
-        fault_message=exc.fault_message,
-    )
-    if exc.status == 401:
-        response.headers["www-authenticate"] = "Bearer"
-    return response
+    return answer(request_id_of(request), exc)
 
 
 async def _on_validation(request: Request, exc: Exception) -> JSONResponse:
