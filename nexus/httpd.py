@@ -36,8 +36,11 @@ MAX_BODY_BYTES = 1 << 20
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 
 
-class _BodyTooLarge(Exception):
-    pass
+class _BodyTooLarge(HTTPException):
+    """An HTTP exception, so that frameworks which read bodies pass it on as it is."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"the request body is larger than {limit} bytes")
 
 
 class Edge:
@@ -73,7 +76,7 @@ class Edge:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.max_body_bytes:
-                raise _BodyTooLarge
+                raise _BodyTooLarge(self.max_body_bytes)
             return message
 
         async def tagged_send(message: Message) -> None:
@@ -90,12 +93,13 @@ class Edge:
         try:
             if "�" in scope["path"] or "\x00" in scope["path"]:
                 await refuse(400, "bad_request", "the path is not valid UTF-8 text")
+            elif b"%00" in scope["query_string"]:
+                await refuse(400, "bad_request", "the query holds a NUL")
             else:
                 await self.app(scope, bounded_receive, tagged_send)
-        except _BodyTooLarge:
+        except _BodyTooLarge as error:
             if status == 0:
-                limit = f"the request body is larger than {self.max_body_bytes} bytes"
-                await refuse(413, "payload_too_large", limit)
+                await refuse(413, "payload_too_large", error.detail)
         except Exception:
             log.exception("unhandled error", path=scope["path"], method=scope["method"])
             if status != 0:

@@ -18,6 +18,7 @@ from starlette.requests import HTTPConnection
 from nexus import httpd
 from nexus.api.errors import Forbidden, NexusError, Unauthenticated
 from nexus.httpd import App, Receive, Scope, Send
+from nexus.manager.strict_json import StrictJson
 from nexus.manager.verify import LOGIN_HINT, Verifier
 
 Permission = Literal[
@@ -118,7 +119,11 @@ class Gate:
 
 
 def install(app: FastAPI, verifier: Verifier) -> None:
-    """Puts the gate before an application. Call it before ``httpd.install``, which goes outside."""
+    """Puts the gate before an application, and strict JSON behind the gate.
+
+    Call it before ``httpd.install``, which goes outside of both.
+    """
+    app.add_middleware(StrictJson)
     app.add_middleware(Gate, verifier=verifier)
 
 
