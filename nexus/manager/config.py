@@ -1,0 +1,69 @@
+"""Settings, read once from the environment."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"", "0", "false", "no", "off"})
+
+
+class BadSetting(ValueError):
+    """An environment variable has a value that means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How one manager process runs. See README for what each variable means."""
+
+    database_url: str
+    bind: str
+    image_root: Path
+    allow_image_paths: bool
+    reconciler_disabled: bool
+    data_dir: Path
+    store_dir: Path
+    agent_url: str
+    """``unix:/path/agent.sock`` or ``http://host:port``."""
+    admin_token_file: Path
+    mem_overcommit: float = 1.0
+    """How much memory VMs may be promised, as a multiple of what a host has."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> "Settings":
+        """The settings of this process. Raises BadSetting for a value that means nothing."""
+        given = os.environ if env is None else env
+        data = Path(given.get("NEXUS_DATA_DIR", "/var/lib/nexus"))
+        return cls(
+            database_url=given.get("DATABASE_URL") or f"sqlite:///{data / 'nexus.db'}",
+            bind=given.get("MANAGER_BIND") or "127.0.0.1:18080",
+            image_root=Path(given.get("MANAGER_IMAGE_ROOT") or "/srv/images"),
+            allow_image_paths=_flag(given, "MANAGER_ALLOW_IMAGE_PATHS"),
+            reconciler_disabled=_flag(given, "MANAGER_RECONCILER_DISABLED"),
+            data_dir=data,
+            store_dir=Path(given.get("NEXUS_STORE_DIR") or data / "store"),
+            agent_url=given.get("NEXUS_AGENT_URL") or f"unix:{data / 'run' / 'agent.sock'}",
+            admin_token_file=Path(given.get("NEXUS_ADMIN_TOKEN_FILE") or data / "admin.token"),
+            mem_overcommit=_ratio(given, "MANAGER_MEM_OVERCOMMIT"),
+        )
+
+
+def _flag(env: Mapping[str, str], name: str) -> bool:
+    value = env.get(name, "").strip().lower()
+    if value in _TRUE:
+        return True
+    if value in _FALSE:
+        return False
+    raise BadSetting(f"{name}={value!r} is neither 1 nor 0")
+
+
+def _ratio(env: Mapping[str, str], name: str) -> float:
+    text = env.get(name) or "1"
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = 0.0
+    if not 0 < ratio <= 1000:
+        raise BadSetting(f"{name}={text!r} is not a number above 0")
+    return ratio

@@ -1,0 +1,1 @@
+"""Tables, migrations and sessions: SQLite and PostgreSQL on one code path."""

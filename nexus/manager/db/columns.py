@@ -1,0 +1,66 @@
+"""Column types and the values that rows hold beyond plain ones."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import JSON, DateTime, Dialect
+from sqlalchemy.types import TypeDecorator
+
+from nexus.api.common import Wire
+from nexus.api.vms import VmImage
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC times on every database; SQLite itself keeps no zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Typed(TypeDecorator[Any]):
+    """A JSON column that holds values of one Python type, checked on the way in and out."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = False
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self._adapter: TypeAdapter[Any] = TypeAdapter(kind)
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return None if value is None else self._adapter.dump_python(value, mode="json")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        return None if value is None else self._adapter.validate_python(value)
+
+
+class StoredImage(VmImage):
+    """An image as a VM's row keeps it: also its size, which the agent needs."""
+
+    size_bytes: int
+
+
+class StoredNic(Wire):
+    """A NIC as a VM's row keeps it."""
+
+    iface: str
+    mac: str
+    ip: str
+    """``10.77.0.5/20``"""
+    gateway: str | None
+    dns: list[str]
+    tap: str = ""
+    """Empty until the agent has made it."""

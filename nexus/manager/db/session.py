@@ -1,0 +1,108 @@
+"""Connections and transactions, the same for SQLite and PostgreSQL.
+
+A writing transaction on SQLite begins with ``BEGIN IMMEDIATE`` and queues in this process for the
+one write lock there is, so that it never fails half-way because another one was first.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+from sqlalchemy import Connection, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+from nexus.manager.db import migrate
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+}
+_WRITES = "nexus_writes"
+
+
+class Database:
+    """One database; makes no connection before it is used."""
+
+    def __init__(self, url: str) -> None:
+        self.url = _with_driver(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {"pool_size": 8, "max_overflow": 8}
+        if self.is_sqlite:
+            options["connect_args"] = {"timeout": 30, "isolation_level": None}
+        else:
+            options["pool_pre_ping"] = True
+        self.engine = create_async_engine(self.url, **options)
+        if self.is_sqlite:
+            event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
+            event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
+        writing = self.engine.execution_options(**{_WRITES: True})
+        self._read = async_sessionmaker(self.engine, expire_on_commit=False, autoflush=False)
+        self._write = async_sessionmaker(writing, expire_on_commit=False)
+        self._turn = anyio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncSession]:
+        """A session for reading; nothing it does is kept."""
+        async with self._read() as session:
+            yield session
+
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        """A transaction: committed when the block ends, rolled back when it raises.
+
+        Await nothing but the database inside.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            if self.is_sqlite:
+                await stack.enter_async_context(self._turn)
+            session = await stack.enter_async_context(self._write())
+            await stack.enter_async_context(session.begin())
+            yield session
+
+    async def migrate(self) -> None:
+        """Brings the schema up to date; several managers may do so at once."""
+        if self.is_sqlite and self.url.database:
+            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+        async with self._write() as session, session.begin():
+            if not self.is_sqlite:
+                await session.execute(text(f"SELECT pg_advisory_xact_lock({migrate.LOCK})"))
+            connection = await session.connection()
+            await connection.run_sync(migrate.upgrade)
+
+    async def ping(self) -> None:
+        """Raises when the database does not answer."""
+        async with self.engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+
+def _with_driver(url: str) -> URL:
+    parsed = make_url(url)
+    backend = parsed.drivername.partition("+")[0]
+    if backend not in _DRIVERS:
+        raise ValueError(f"DATABASE_URL: {backend!r} is not supported; use sqlite or postgresql")
+    return parsed.set(drivername=_DRIVERS[backend])
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "busy_timeout=30000",
+        "foreign_keys=ON",
+        "cache_size=-8192",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,239 @@
+"""The tables. Desired and observed state stand side by side in each row."""
+
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import (
+    BigInteger,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from nexus.api.common import Engine
+from nexus.api.hosts import Capacity, HostNetwork, HostState
+from nexus.api.images import BuildState, ImageKind, ImageRecipe
+from nexus.api.vms import VmError, VmState
+from nexus.manager.db.columns import StoredImage, StoredNic, Typed, UtcDateTime
+
+WantedPower = Literal["running", "paused", "stopped", "deleted"]
+RoleName = Literal["viewer", "operator", "admin"]
+
+_BIG_ID = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    """All tables' metadata, with names for constraints that migrations can rely on."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Leased:
+    """A row that background work takes with a lease. See docs/pipelines.md."""
+
+    lease_owner: Mapped[str | None] = mapped_column(String(36))
+    lease_token: Mapped[str | None] = mapped_column(String(36))
+    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    next_attempt_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+
+
+class TokenRow(Base):
+    """An API token: found by ``lookup_id``, proven by the Argon2id hash of its secret."""
+
+    __tablename__ = "tokens"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), default="default")
+    name: Mapped[str] = mapped_column(String(128))
+    lookup_id: Mapped[str] = mapped_column(String(32), unique=True)
+    secret_hash: Mapped[str] = mapped_column(String(256))
+    role: Mapped[RoleName] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class ImageRow(Base):
+    """A named image; its content lies in the store under ``sha256``."""
+
+    __tablename__ = "images"
+    __table_args__ = (UniqueConstraint("project", "kind", "name"),)
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), default="default")
+    kind: Mapped[ImageKind] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(String(128))
+    sha256: Mapped[str] = mapped_column(String(64), index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    source: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ImageBuildRow(Leased, Base):
+    """A build of images that runs in the background."""
+
+    __tablename__ = "image_builds"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), default="default")
+    recipe: Mapped[ImageRecipe] = mapped_column(String(32))
+    state: Mapped[BuildState] = mapped_column(String(16), index=True)
+    progress: Mapped[float] = mapped_column(Float, default=0.0)
+    step: Mapped[str] = mapped_column(Text, default="")
+    error: Mapped[str | None] = mapped_column(Text)
+    images: Mapped[list[str]] = mapped_column(Typed(list[str]))
+    actor: Mapped[str] = mapped_column(String(128))
+    request_id: Mapped[str | None] = mapped_column(String(128))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class HostRow(Base):
+    """A machine with an agent, as it last described itself."""
+
+    __tablename__ = "hosts"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255))
+    agent_url: Mapped[str] = mapped_column(Text)
+    state: Mapped[HostState] = mapped_column(String(16))
+    engine: Mapped[Engine] = mapped_column(String(16))
+    engine_reason: Mapped[str] = mapped_column(Text)
+    engine_version: Mapped[str] = mapped_column(Text)
+    network: Mapped[HostNetwork] = mapped_column(Typed(HostNetwork))
+    capacity: Mapped[Capacity] = mapped_column(Typed(Capacity))
+    run_dir: Mapped[str] = mapped_column(Text)
+    agent_version: Mapped[str] = mapped_column(Text)
+    last_address: Mapped[int] = mapped_column(BigInteger, default=0)
+    """The address handed out last, as a number: freed addresses rest before they come back."""
+    last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class VmRow(Leased, Base):
+    """A VM: what it is, what is wanted of it, and what was last seen of it."""
+
+    __tablename__ = "vms"
+    __table_args__ = (
+        Index(
+            "uq_vms_project_name",
+            "project",
+            "name",
+            unique=True,
+            sqlite_where=text("power <> 'deleted'"),
+            postgresql_where=text("power <> 'deleted'"),
+        ),
+        Index(
+            "ix_vms_unsettled",
+            "next_attempt_at",
+            sqlite_where=text("unsettled"),
+            postgresql_where=text("unsettled"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), default="default")
+    name: Mapped[str] = mapped_column(String(63))
+    host_id: Mapped[str] = mapped_column(ForeignKey("hosts.id"), index=True)
+    engine: Mapped[Engine] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+    vcpu: Mapped[int] = mapped_column(Integer)
+    mem_mib: Mapped[int] = mapped_column(Integer)
+    kernel: Mapped[StoredImage] = mapped_column(Typed(StoredImage))
+    initrd: Mapped[StoredImage | None] = mapped_column(Typed(StoredImage))
+    rootfs: Mapped[StoredImage | None] = mapped_column(Typed(StoredImage))
+    kernel_args: Mapped[str | None] = mapped_column(Text)
+    nics: Mapped[list[StoredNic]] = mapped_column(Typed(list[StoredNic]))
+    tags: Mapped[dict[str, str]] = mapped_column(Typed(dict[str, str]))
+    user_data: Mapped[str | None] = mapped_column(Text)
+    ssh_keys: Mapped[list[str]] = mapped_column(Typed(list[str]))
+
+    power: Mapped[WantedPower] = mapped_column(String(16))
+    boot: Mapped[int] = mapped_column(Integer)
+    generation: Mapped[int] = mapped_column(Integer)
+    stop_timeout_s: Mapped[float] = mapped_column(Float, default=10.0)
+    wanted_by: Mapped[str] = mapped_column(String(128))
+    """Whose request made what is wanted now."""
+    wanted_in: Mapped[str | None] = mapped_column(String(128))
+    """The request id of that request."""
+
+    unsettled: Mapped[bool] = mapped_column(default=True)
+    """Whether the agent still has to be told, or asked, about this generation."""
+    settled_generation: Mapped[int] = mapped_column(Integer, default=0)
+    """The last generation that came to its end on the host, in the wanted state or in error."""
+    state: Mapped[VmState] = mapped_column(String(16), index=True)
+    error: Mapped[VmError | None] = mapped_column(Typed(VmError))
+    pid: Mapped[int | None] = mapped_column(Integer)
+    socket: Mapped[str | None] = mapped_column(Text)
+    configured_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    observed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When the agent saw what the observed columns say."""
+
+
+class IpAddressRow(Base):
+    """An address in use. The unique constraint decides who gets it."""
+
+    __tablename__ = "ip_addresses"
+    __table_args__ = (UniqueConstraint("host_id", "address"),)
+
+    id: Mapped[int] = mapped_column(_BIG_ID, primary_key=True, autoincrement=True)
+    host_id: Mapped[str] = mapped_column(ForeignKey("hosts.id"))
+    address: Mapped[int] = mapped_column(BigInteger)
+    vm_id: Mapped[str] = mapped_column(ForeignKey("vms.id", ondelete="CASCADE"), index=True)
+
+
+class VmEventRow(Base):
+    """One change in a VM's life. Events outlive their VM."""
+
+    __tablename__ = "vm_events"
+    __table_args__ = (Index("ix_vm_events_vm", "vm_id", "id"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(_BIG_ID, primary_key=True, autoincrement=True)
+    project: Mapped[str] = mapped_column(String(63), default="default")
+    vm_id: Mapped[str] = mapped_column(String(36))
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    state: Mapped[VmState] = mapped_column(String(16))
+    reason: Mapped[str] = mapped_column(String(64))
+    message: Mapped[str] = mapped_column(Text)
+    actor: Mapped[str] = mapped_column(String(128))
+    request_id: Mapped[str | None] = mapped_column(String(128))
+
+
+class AuditRow(Base):
+    """One mutating call: who did what to what, in which request, and how it ended."""
+
+    __tablename__ = "audit"
+    __table_args__ = {"sqlite_autoincrement": True}  # noqa: RUF012
+
+    id: Mapped[int] = mapped_column(_BIG_ID, primary_key=True, autoincrement=True)
+    project: Mapped[str] = mapped_column(String(63), default="default")
+    actor: Mapped[str] = mapped_column(String(128))
+    permission: Mapped[str] = mapped_column(String(32))
+    action: Mapped[str] = mapped_column(String(64))
+    target: Mapped[str | None] = mapped_column(String(128))
+    before: Mapped[dict[str, object] | None] = mapped_column(Typed(dict[str, object]))
+    after: Mapped[dict[str, object] | None] = mapped_column(Typed(dict[str, object]))
+    request_id: Mapped[str | None] = mapped_column(String(128))
+    result: Mapped[str] = mapped_column(String(64))
+    """``ok``, or the error code of the refusal."""
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -1,0 +1,1 @@
+"""HTTP in, a service called, HTTP out: one file a resource."""

@@ -1,0 +1,1 @@
+"""The rules of each resource, one short transaction each. No HTTP."""

@@ -1,0 +1,104 @@
+"""One unit of work: every change knows who made it, in which request, and from what to what.
+
+Services change rows only inside ``change``; events and the audit row are written in the same
+transaction. A refused change leaves an audit row of its own.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from nexus.api.errors import NexusError
+from nexus.api.vms import VmState
+from nexus.manager.db.session import Database
+from nexus.manager.db.tables import AuditRow, VmEventRow
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """On whose behalf something is done."""
+
+    actor: str
+    project: str
+    request_id: str | None
+    permission: str
+
+
+SYSTEM = Caller(actor="system", project="default", request_id=None, permission="system")
+"""Nexus itself: what a guest or a host did, and what pipelines decide."""
+
+
+@dataclass(slots=True)
+class UnitOfWork:
+    """One change in the making. Fill in ``target``, ``before`` and ``after`` as they are known."""
+
+    session: AsyncSession
+    caller: Caller
+    action: str
+    """``vm.create``, ``image.delete`` …"""
+    at: datetime
+    target: str | None = None
+    before: dict[str, object] | None = None
+    after: dict[str, object] | None = None
+    events: list[VmEventRow] = field(default_factory=list)
+
+    def event(self, vm_id: str, state: VmState, reason: str, message: str) -> None:
+        """Notes a change in a VM's life, in this unit's transaction."""
+        row = vm_event(self.caller, vm_id, self.at, state, reason, message)
+        self.events.append(row)
+        self.session.add(row)
+
+
+def vm_event(
+    caller: Caller, vm_id: str, at: datetime, state: VmState, reason: str, message: str
+) -> VmEventRow:
+    """An event row for a change that ``caller`` caused."""
+    return VmEventRow(
+        project=caller.project,
+        vm_id=vm_id,
+        at=at,
+        state=state,
+        reason=reason,
+        message=message,
+        actor=caller.actor,
+        request_id=caller.request_id,
+    )
+
+
+@contextlib.asynccontextmanager
+async def change(
+    db: Database, caller: Caller, action: str, target: str | None = None
+) -> AsyncIterator[UnitOfWork]:
+    """A writing transaction with its audit row. Raising rolls back and audits the refusal."""
+    started_at = datetime.now(UTC)
+    unit: UnitOfWork | None = None
+    try:
+        async with db.write() as session:
+            unit = UnitOfWork(session, caller, action, started_at, target=target)
+            yield unit
+            session.add(_audit(unit, "ok"))
+    except NexusError as refusal:
+        if unit is not None:
+            async with db.write() as session:
+                unit.session = session
+                session.add(_audit(unit, refusal.code))
+        raise
+
+
+def _audit(unit: UnitOfWork, result: str) -> AuditRow:
+    return AuditRow(
+        project=unit.caller.project,
+        actor=unit.caller.actor,
+        permission=unit.caller.permission,
+        action=unit.action,
+        target=unit.target,
+        before=unit.before,
+        after=unit.after if result == "ok" else None,
+        request_id=unit.caller.request_id,
+        result=result,
+        started_at=unit.at,
+        finished_at=datetime.now(UTC),
+    )
