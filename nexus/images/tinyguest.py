@@ -1,6 +1,5 @@
 """Compiles the tiny test guest: an ELF kernel that Firecracker boots in a millisecond."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -54,5 +53,5 @@ def build(out: Path) -> Path:
             suggestion="apt-get install gcc, and check that it compiles for x86-64",
         )
         made.chmod(0o644)
-        os.replace(made, out)
+        made.replace(out)
     return out

@@ -8,13 +8,12 @@ from pathlib import Path
 from nexus.images.errors import BuildError, ToolMissing
 
 PACKAGE_OF = {
-    "apt-cache": "apt",
     "apt-get": "apt",
-    "busybox": "busybox-static",
     "dpkg-deb": "dpkg",
     "gcc": "gcc",
     "lz4": "lz4",
     "mke2fs": "e2fsprogs",
+    "unshare": "util-linux",
 }
 """The Debian package that brings each program."""
 
