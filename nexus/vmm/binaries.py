@@ -1,6 +1,6 @@
 """Finding ``firecracker``, ``jailer`` and ``nexus-qemu``, and asking them their version.
 
-Where we look: an explicit path, else the environment (``FC_BINARY``, ``FC_JAILER_BINARY``), else
+Where we look: an explicit path, else the environment (``FC_BINARY``, ``JAILER_BINARY``), else
 PATH.
 """
 
@@ -40,7 +40,7 @@ def find_firecracker(explicit: Path | None = None) -> Path:
 
 def find_jailer(explicit: Path | None = None) -> Path:
     """Absolute path of ``jailer``; BinaryMissing says how to get it."""
-    return _find("jailer", "FC_JAILER_BINARY", explicit)
+    return _find("jailer", "JAILER_BINARY", explicit)
 
 
 def find_qemu(explicit: Path | None = None) -> Path:

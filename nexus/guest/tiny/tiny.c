@@ -232,12 +232,13 @@ void guest_main(const u8 *boot_params)
 {
     u64 command_line = *(const u32 *)(boot_params + COMMAND_LINE_POINTER);
 
-    print("nexus-tiny ready devices=");
-    print_number(command_line ? devices_on((const char *)command_line) : 0);
-    print("\r\n");
     load_gates();
     map_lapic();
     start_interrupts();
+    /* Last, so that whoever reads it may type: a key before the serial port interrupts is lost. */
+    print("nexus-tiny ready devices=");
+    print_number(command_line ? devices_on((const char *)command_line) : 0);
+    print("\r\n");
     for (;;)
         __asm__ volatile("sti; hlt");
 }
