@@ -8,7 +8,9 @@ from starlette.requests import HTTPConnection
 
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
+from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.security import Principal
+from nexus.manager.services.images import Images
 from nexus.manager.uow import Caller
 from nexus.manager.verify import Verifier
 
@@ -22,6 +24,8 @@ class Runtime:
     instance: str
     """This process's id: the owner of its leases."""
     verifier: Verifier
+    images: Images
+    builds: BuildPipeline
 
 
 def runtime_of(connection: HTTPConnection) -> Runtime:

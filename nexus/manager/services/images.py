@@ -1,0 +1,275 @@
+"""Images: names for content in the store. See docs/images.md."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from anyio import CapacityLimiter, to_thread
+from sqlalchemy import Select, or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from nexus.api.common import Page
+from nexus.api.errors import Conflict, InUse, NameTaken, NotFound, ValidationFailed
+from nexus.api.images import Image, ImageCreate, ImageKind
+from nexus.ids import new_id
+from nexus.images.store import Store, StoredBlob
+from nexus.manager.config import Settings
+from nexus.manager.db.session import Database
+from nexus.manager.db.tables import ImageRow, VmRow
+from nexus.manager.image_formats import check_format
+from nexus.manager.image_root import open_under
+from nexus.manager.turns import turn
+from nexus.manager.uow import Caller, UnitOfWork, change
+
+_IMPORTS = 2
+_IS_ID = re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+_NOT_NAMES = frozenset({"builds"})
+"""Words that mean something else at the same place of an address."""
+
+
+class Artifact(NamedTuple):
+    """Content in the store that is to have a name."""
+
+    kind: ImageKind
+    name: str
+    blob: StoredBlob
+
+
+class Put(NamedTuple):
+    """What naming built content did: the images' ids, and content that lost its name."""
+
+    ids: list[str]
+    replaced: set[str]
+
+
+@dataclass(slots=True)
+class Images:
+    """The registry of one manager."""
+
+    db: Database
+    settings: Settings
+    store: Store
+    imports: CapacityLimiter
+
+    @classmethod
+    def of(cls, db: Database, settings: Settings) -> "Images":
+        return cls(db, settings, Store(settings.store_dir), CapacityLimiter(_IMPORTS))
+
+    async def register(self, caller: Caller, wanted: ImageCreate) -> Image:
+        """Copies a file from under the image root into the store and names it.
+
+        Raises PathRefused, NotFound, ValidationFailed for the file, NameTaken for the name.
+        """
+        if wanted.name in _NOT_NAMES or _IS_ID.match(wanted.name):
+            raise ValidationFailed(
+                f"{wanted.name} cannot be an image's name", suggestion="choose another name"
+            )
+        with ExitStack() as stack:
+            file = open_under(self.settings.image_root, wanted.host_path)
+            descriptor = await to_thread.run_sync(stack.enter_context, file)
+            await to_thread.run_sync(check_format, wanted.kind, descriptor)
+            async with self.db.read() as session:
+                await _refuse_taken(session, caller.project, wanted)
+            blob = await self._keep(descriptor)
+            async with turn(self.settings.store_dir):
+                if not await to_thread.run_sync(self.store.has, blob.sha256):
+                    blob = await self._keep(descriptor)
+                return await self._insert(caller, wanted, blob)
+
+    async def _keep(self, descriptor: int) -> StoredBlob:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        return await to_thread.run_sync(self.store.import_file, descriptor, limiter=self.imports)
+
+    async def _insert(self, caller: Caller, wanted: ImageCreate, blob: StoredBlob) -> Image:
+        async with change(self.db, caller, "image.create") as unit:
+            await _refuse_taken(unit.session, caller.project, wanted)
+            artifact = Artifact(wanted.kind, wanted.name, blob)
+            row = _new_row(unit, artifact, source=wanted.host_path)
+            try:
+                await unit.session.flush()
+            except IntegrityError:
+                raise _taken(wanted, None) from None
+            return wire(row)
+
+    async def find(
+        self,
+        project: str,
+        *,
+        kind: ImageKind | None,
+        name: str | None,
+        cursor: str | None,
+        limit: int,
+    ) -> Page[Image]:
+        """One page, in the order of registration."""
+        query = select(ImageRow).where(ImageRow.project == project)
+        if kind is not None:
+            query = query.where(ImageRow.kind == kind)
+        if name is not None:
+            query = query.where(ImageRow.name == name)
+        if cursor is not None:
+            query = query.where(ImageRow.id > cursor)
+        async with self.db.read() as session:
+            rows = (await session.scalars(query.order_by(ImageRow.id).limit(limit + 1))).all()
+        more = len(rows) > limit
+        items = [wire(row) for row in rows[:limit]]
+        return Page(items=items, next_cursor=items[-1].id if more else None)
+
+    async def get(self, project: str, ref: str) -> Image:
+        """The image with this id, or the only one with this name.
+
+        Raises NotFound, and Conflict when images of several kinds have the name.
+        """
+        async with self.db.read() as session:
+            return wire(await _resolve(session, project, ref))
+
+    async def delete(self, caller: Caller, ref: str) -> None:
+        """Forgets an image; its content goes when nothing needs it any more.
+
+        Raises NotFound, Conflict, and InUse while a VM was made from it.
+        """
+        async with turn(self.settings.store_dir):
+            async with change(self.db, caller, "image.delete", target=ref) as unit:
+                row = await _resolve(unit.session, caller.project, ref, lock=True)
+                unit.target = row.id
+                unit.before = wire(row).model_dump(mode="json")
+                users = await _users(unit.session, row)
+                if users:
+                    raise InUse(
+                        f"the image {row.name} is used by {_some(users)}",
+                        suggestion=f"delete them first: nexus rm {users[0]}",
+                    )
+                sha256 = row.sha256
+                await unit.session.delete(row)
+            await self.discard({sha256})
+
+    async def put(self, unit: UnitOfWork, artifacts: Iterable[Artifact], source: str) -> Put:
+        """Names built content, in the caller's transaction and turn.
+
+        A name that exists moves to the new content; VMs keep what they were made from.
+        """
+        put = Put([], set())
+        for artifact in artifacts:
+            row = await unit.session.scalar(
+                _named(unit.caller.project, artifact.kind, artifact.name).with_for_update()
+            )
+            if row is None:
+                row = _new_row(unit, artifact, source)
+            elif row.sha256 != artifact.blob.sha256:
+                put.replaced.add(row.sha256)
+                row.sha256 = artifact.blob.sha256
+                row.size_bytes = artifact.blob.size_bytes
+                row.source = source
+            put.ids.append(row.id)
+        return put
+
+    async def sweep(self) -> int:
+        """Removes all content that no image and no VM needs; returns how much was removed."""
+        async with turn(self.settings.store_dir):
+            held = set(await to_thread.run_sync(self.store.list))
+            return await self.discard(held)
+
+    async def discard(self, suspects: set[str]) -> int:
+        """Removes those of ``suspects`` that nothing refers to. Only while holding the turn."""
+        if not suspects:
+            return 0
+        async with self.db.read() as session:
+            needed = set(await session.scalars(select(ImageRow.sha256)))
+            for contents in await session.execute(select(VmRow.kernel, VmRow.initrd, VmRow.rootfs)):
+                needed |= {image.sha256 for image in contents if image is not None}
+        for sha256 in suspects - needed:
+            await to_thread.run_sync(self.store.remove, sha256)
+        return len(suspects - needed)
+
+
+def wire(row: ImageRow) -> Image:
+    """An image as it is shown."""
+    return Image(
+        id=row.id,
+        kind=row.kind,
+        name=row.name,
+        project=row.project,
+        sha256=row.sha256,
+        size_bytes=row.size_bytes,
+        source=row.source,
+        created_at=row.created_at,
+    )
+
+
+def _new_row(unit: UnitOfWork, artifact: Artifact, source: str) -> ImageRow:
+    row = ImageRow(
+        id=new_id(),
+        project=unit.caller.project,
+        kind=artifact.kind,
+        name=artifact.name,
+        sha256=artifact.blob.sha256,
+        size_bytes=artifact.blob.size_bytes,
+        source=source,
+        created_at=unit.at,
+    )
+    unit.session.add(row)
+    unit.target = row.id
+    unit.after = wire(row).model_dump(mode="json")
+    return row
+
+
+def _named(project: str, kind: ImageKind, name: str) -> Select[ImageRow]:
+    return select(ImageRow).where(
+        ImageRow.project == project, ImageRow.kind == kind, ImageRow.name == name
+    )
+
+
+async def _refuse_taken(session: AsyncSession, project: str, wanted: ImageCreate) -> None:
+    row = await session.scalar(_named(project, wanted.kind, wanted.name))
+    if row is not None:
+        raise _taken(wanted, row.id)
+
+
+def _taken(wanted: ImageCreate, holder: str | None) -> NameTaken:
+    which = f": it is {holder}" if holder else ""
+    return NameTaken(
+        f"there is a {wanted.kind} image named {wanted.name} already{which}",
+        suggestion=f"choose another name, or remove it: nexus image rm {holder or wanted.name}",
+    )
+
+
+async def _resolve(
+    session: AsyncSession, project: str, ref: str, *, lock: bool = False
+) -> ImageRow:
+    query = select(ImageRow).where(
+        ImageRow.project == project, or_(ImageRow.id == ref, ImageRow.name == ref)
+    )
+    rows: Sequence[ImageRow] = (
+        await session.scalars(query.with_for_update() if lock else query)
+    ).all()
+    by_id = [row for row in rows if row.id == ref]
+    if by_id:
+        return by_id[0]
+    if not rows:
+        raise NotFound(f"there is no image {ref}", suggestion="nexus image ls")
+    if len(rows) > 1:
+        choices = ", ".join(f"{row.kind} {row.id}" for row in rows)
+        raise Conflict(f"{len(rows)} images are named {ref}", suggestion=f"give an id: {choices}")
+    return rows[0]
+
+
+async def _users(session: AsyncSession, image: ImageRow) -> list[str]:
+    """The names of the VMs that were made from an image."""
+    found = await session.execute(
+        select(VmRow.name, VmRow.kernel, VmRow.initrd, VmRow.rootfs).where(
+            VmRow.project == image.project
+        )
+    )
+    return [
+        name
+        for name, *contents in found
+        if any(content is not None and content.id == image.id for content in contents)
+    ]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"VM {shown}" if len(names) <= 3 else f"VMs {shown} and {len(names) - 3} more"
