@@ -1,0 +1,17 @@
+"""Writing a small file as a whole: a reader, or a restart, sees the old text or the new."""
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Replaces ``path`` with ``data``.
+
+    Safe against the death of the writer at any point. It does not wait for the disk: after a loss
+    of power every VMM is gone too, and the file system keeps the rename ordered.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    fresh.replace(path)

@@ -1,0 +1,115 @@
+"""The files a VMM needs in its root: disk, kernel, initrd, config drive, config file."""
+
+import os
+from pathlib import Path
+
+from nexus.agent.atomic import write_atomically
+from nexus.agent.errors import StageFailed
+from nexus.agent.layout import CONFIG_DRIVE, INITRD, KERNEL, ROOTFS, VMM_LOG, VmPaths
+from nexus.agent.vmm_config import encode, needs_config_drive
+from nexus.api.machines import Blob, Machine
+from nexus.images import configdrive
+from nexus.images.store import Store
+
+_JAIL_LEFTOVERS = ("dev", "run", "firecracker")
+"""What the jailer makes and refuses to find again."""
+
+
+def ensure_folder(paths: VmPaths) -> None:
+    """The VM's directory with its console."""
+    paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    paths.dir.chmod(0o700)
+    if not paths.console_in.exists():
+        os.mkfifo(paths.console_in, 0o600)
+    os.close(os.open(paths.console_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
+
+
+def ensure_files(machine: Machine, paths: VmPaths, store: Store, owner: int | None) -> None:
+    """All files of the VM. Its disk is made once and kept; the rest follows what is wanted now.
+
+    Every file appears whole under its name or not at all. Blocks for the time of a clone. Raises
+    StageFailed("disk").
+    """
+    try:
+        ensure_folder(paths)
+        _link(store, machine.kernel, paths.root / KERNEL)
+        if machine.initrd is not None:
+            _link(store, machine.initrd, paths.root / INITRD)
+        if machine.rootfs is not None and not (paths.root / ROOTFS).exists():
+            fresh = paths.root / f".{ROOTFS}.new"
+            fresh.unlink(missing_ok=True)
+            store.clone(machine.rootfs.sha256, fresh)
+            fresh.chmod(0o600)
+            _own(fresh, owner)
+            fresh.replace(paths.root / ROOTFS)
+        if needs_config_drive(machine):
+            fresh = paths.root / f".{CONFIG_DRIVE}.new"
+            configdrive.write(
+                fresh,
+                instance_id=machine.id,
+                hostname=machine.name,
+                ssh_keys=list(machine.ssh_keys),
+                user_data=machine.user_data,
+            )
+            _own(fresh, owner)
+            fresh.replace(paths.root / CONFIG_DRIVE)
+        write_atomically(paths.vmm_config, encode(machine))
+        _own(paths.vmm_config, owner)
+    except FileNotFoundError as error:
+        raise StageFailed(
+            "disk",
+            f"not in the image store: {error.filename or error}",
+            suggestion="nexus image ls, and register or build the image again",
+        ) from error
+    except OSError as error:
+        full = "free space on the host, or delete VMs"
+        raise StageFailed(
+            "disk",
+            f"{error.strerror}: {error.filename or paths.root}",
+            suggestion=full if error.errno == 28 else "check the run directory on the host",
+        ) from error
+
+
+def before_boot(paths: VmPaths, owner: int | None) -> None:
+    """Clears what an earlier VMM left: its socket, its log, the inside of its jail."""
+    paths.socket.unlink(missing_ok=True)
+    (paths.root / VMM_LOG).unlink(missing_ok=True)
+    os.close(os.open(paths.vmm_log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    _own(paths.vmm_log, owner)
+    if owner is not None:
+        clear_jail(paths.root)
+        os.chown(paths.root, owner, owner)
+
+
+def after_exit(paths: VmPaths) -> None:
+    """Clears what a VMM that ended leaves; disk, logs and config stay."""
+    paths.socket.unlink(missing_ok=True)
+    if paths.jailed:
+        clear_jail(paths.root)
+
+
+def clear_jail(root: Path) -> None:
+    for name in _JAIL_LEFTOVERS:
+        remove_tree(root / name)
+
+
+def remove_tree(path: Path) -> None:
+    """Deletes a tree without following links out of it. Deleting what is not there is no error."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for entry in path.iterdir():
+        remove_tree(entry)
+    path.rmdir()
+
+
+def _link(store: Store, blob: Blob, target: Path) -> None:
+    fresh = target.with_name(f".{target.name}.new")
+    fresh.unlink(missing_ok=True)
+    store.link(blob.sha256, fresh)
+    fresh.replace(target)
+
+
+def _own(path: Path, owner: int | None) -> None:
+    if owner is not None:
+        os.chown(path, owner, owner)

@@ -1,0 +1,163 @@
+"""All machines of this host: found again at start, wanted, deleted."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import structlog
+
+from nexus.agent import disks, faults, process
+from nexus.agent.atomic import write_atomically
+from nexus.agent.command import choose_jail_uid
+from nexus.agent.errors import StaleGeneration
+from nexus.agent.events import Feed
+from nexus.agent.layout import Layout
+from nexus.agent.machine import MachineLife
+from nexus.agent.record import Record, load_desired, load_record
+from nexus.agent.tools import Tools
+from nexus.api.errors import NotFound
+from nexus.api.machines import Machine, MachineStatus
+
+log = structlog.get_logger("fleet")
+
+
+class Fleet:
+    """The machines by id. Lives inside ``Fleet.open``."""
+
+    def __init__(self, layout: Layout, tools: Tools, feed: Feed, tasks: anyio.abc.TaskGroup):
+        self.layout = layout
+        self.tools = tools
+        self.feed = feed
+        self._tasks = tasks
+        self._machines: dict[str, MachineLife] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, layout: Layout, tools: Tools, feed: Feed) -> AsyncIterator["Fleet"]:
+        """Takes up what an earlier agent left, and lets go of it at the end: VMs keep running."""
+        async with anyio.create_task_group() as tasks:
+            fleet = cls(layout, tools, feed, tasks)
+            await fleet._take_up()
+            yield fleet
+            tasks.cancel_scope.cancel()
+
+    # -- what the manager asks -----------------------------------------------------------------
+
+    async def ensure(self, desired: Machine) -> MachineStatus:
+        """Makes the machine so; returns when there is nothing left to do for it.
+
+        Raises StaleGeneration when a newer one is known.
+        """
+        machine = self._machines.get(desired.id)
+        while machine is not None and machine.deleting:
+            await machine.delete()
+            self._forget(machine)
+            machine = self._machines.get(desired.id)
+        if machine is None:
+            machine = self._begin(desired)
+        elif desired.generation < machine.desired.generation:
+            raise StaleGeneration(
+                f"generation {desired.generation} is older than {machine.desired.generation}, "
+                "which this host already has",
+                suggestion="read the VM again and send its current generation",
+            )
+        elif desired != machine.desired:
+            self._remember(desired)
+        faults.point("after_desired")
+        return await machine.ensure(desired)
+
+    async def delete(self, vm_id: str) -> None:
+        """Removes the machine and all that belongs to it. Succeeds when there is none."""
+        machine = self._machines.get(vm_id)
+        if machine is not None:
+            await machine.delete()
+            self._forget(machine)
+
+    def get(self, vm_id: str) -> MachineLife:
+        """Raises NotFound."""
+        machine = self._machines.get(vm_id)
+        if machine is None or machine.deleting:
+            raise NotFound(f"this host has no VM {vm_id}", suggestion="nexus ls")
+        return machine
+
+    def statuses(self) -> list[MachineStatus]:
+        return [machine.status() for machine in self._machines.values()]
+
+    # -- beginning and ending --------------------------------------------------------------------
+
+    def _begin(self, desired: Machine) -> MachineLife:
+        jailed = self.tools.jailer is not None
+        taken = {m.record.uid for m in self._machines.values() if m.record.uid is not None}
+        record = Record(
+            engine=self.tools.engine,
+            jailed=jailed,
+            uid=choose_jail_uid(desired.id, taken) if jailed else None,
+        )
+        machine = MachineLife(desired, record, self.layout, self.tools, self._publish)
+        machine.paths.dir.mkdir(mode=0o700, exist_ok=True)
+        # The status first: a directory with a wish in it always says how it is laid out.
+        record.save(machine.paths)
+        self._remember(desired)
+        self._add(machine)
+        return machine
+
+    def _remember(self, desired: Machine) -> None:
+        write_atomically(
+            self.layout.vm(desired.id).desired, desired.model_dump_json(exclude_none=False).encode()
+        )
+
+    def _add(self, machine: MachineLife, adopted: process.Vmm | None = None) -> None:
+        self._machines[machine.id] = machine
+        self._tasks.start_soon(self._own, machine, adopted)
+
+    async def _own(self, machine: MachineLife, adopted: process.Vmm | None) -> None:
+        await machine.run(adopted)
+        if machine.gone.is_set():
+            self._forget(machine)
+
+    def _forget(self, machine: MachineLife) -> None:
+        if self._machines.get(machine.id) is machine:
+            del self._machines[machine.id]
+            self.feed.gone(machine.id)
+
+    def _publish(self, machine: MachineLife) -> None:
+        self.feed.status(machine.status())
+
+    # -- after a restart -------------------------------------------------------------------------
+
+    async def _take_up(self) -> None:
+        """Finishes deletions, finds living VMMs, and lets every machine go on where it was."""
+        self.layout.prepare()
+        for vm_id in self.layout.trashed_ids():
+            await self.tools.network.remove_taps(vm_id)
+            await anyio.to_thread.run_sync(disks.remove_tree, self.layout.trash(vm_id))
+        running = process.vmm_pids()
+        for vm_id in self.layout.vm_ids():
+            await self._take_up_one(vm_id, running.get(vm_id, []))
+        orphans = await anyio.to_thread.run_sync(
+            self.tools.network.remove_orphans, self.layout.vm_ids()
+        )
+        log.info("taken up", vms=len(self._machines), orphan_taps=orphans)
+
+    async def _take_up_one(self, vm_id: str, pids: list[int]) -> None:
+        paths = self.layout.vm(vm_id)
+        try:
+            desired, record = load_desired(paths.desired), load_record(paths.status)
+        except ValueError as error:
+            # Left as it is, for a person to look at: it may hold the only copy of a disk.
+            log.error("a VM cannot be taken up", vm=vm_id, error=str(error))
+            return
+        if desired is None or record is None:
+            # Cut off before the wish was written: nothing was done for it.
+            await anyio.to_thread.run_sync(disks.remove_tree, paths.dir)
+            return
+        paths = self.layout.vm(vm_id, jailed=record.jailed)
+        vmm = next((v for pid in pids if (v := process.adopt(pid, paths.root))), None)
+        if vmm is None:
+            await self.tools.network.remove_taps(vm_id)
+        elif record.phase not in ("starting", "running"):
+            record.phase = "starting"
+        machine = MachineLife(desired, record, self.layout, self.tools, self._publish)
+        self._add(machine, vmm)

@@ -1,0 +1,57 @@
+"""What this host is and what it has left."""
+
+import os
+import socket
+from importlib import metadata
+from pathlib import Path
+
+from nexus.agent.settings import Settings
+from nexus.agent.tools import Tools
+from nexus.api.hosts import Capacity, Inventory
+
+_MIB = 1 << 20
+
+
+def inventory(settings: Settings, tools: Tools) -> Inventory:
+    return Inventory(
+        host_id=tools.network.installation.id,
+        hostname=socket.gethostname(),
+        engine=tools.engine,
+        engine_reason=tools.engine_reason,
+        engine_version=tools.engine_version,
+        network=tools.network.wire,
+        run_dir=str(settings.run_dir),
+        agent_version=_version(),
+    )
+
+
+def capacity(settings: Settings, vms: int) -> Capacity:
+    """CPUs this process may use, memory as the kernel counts it, the run directory's disk."""
+    memory = meminfo(Path("/proc/meminfo").read_text())
+    disk = os.statvfs(settings.run_dir)
+    return Capacity(
+        vcpus=len(os.sched_getaffinity(0)),
+        mem_mib=memory["MemTotal"] // 1024,
+        mem_available_mib=memory["MemAvailable"] // 1024,
+        disk_mib=disk.f_blocks * disk.f_frsize // _MIB,
+        disk_available_mib=disk.f_bavail * disk.f_frsize // _MIB,
+        vms=vms,
+    )
+
+
+def meminfo(text: str) -> dict[str, int]:
+    """The lines of /proc/meminfo, in KiB."""
+    found = {}
+    for line in text.splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if words and words[0].isdigit():
+            found[name] = int(words[0])
+    return found
+
+
+def _version() -> str:
+    try:
+        return metadata.version("nexus-microvm")
+    except metadata.PackageNotFoundError:
+        return "0+checkout"

@@ -1,0 +1,119 @@
+"""Where everything of a VM lies. Every path is made here, from an id that was checked."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+ROOTFS = "rootfs.ext4"
+KERNEL = "kernel"
+INITRD = "initrd"
+CONFIG_DRIVE = "config.iso"
+API_SOCKET = "api.sock"
+VMM_CONFIG = "vmm.json"
+VMM_LOG = "vmm.log"
+"""Names inside a VM's root, as they are given to the VMM."""
+
+MAX_NICS = 8
+
+
+def is_vm_id(text: str) -> bool:
+    """Whether the text is a lower-case UUIDv7 and nothing else."""
+    return _UUID7.fullmatch(text) is not None
+
+
+def tap_name(vm_id: str, index: int) -> str:
+    """The TAP of a VM's n-th NIC: 13 characters (an interface name holds 15)."""
+    return "nx" + hashlib.sha256(f"{vm_id}/{index}".encode()).hexdigest()[:11]
+
+
+@dataclass(frozen=True)
+class VmPaths:
+    """The files of one VM (docs/contracts.md)."""
+
+    vm_id: str
+    dir: Path
+    jailed: bool
+
+    @property
+    def desired(self) -> Path:
+        return self.dir / "desired.json"
+
+    @property
+    def status(self) -> Path:
+        return self.dir / "status.json"
+
+    @property
+    def console_in(self) -> Path:
+        return self.dir / "console.in"
+
+    @property
+    def console_log(self) -> Path:
+        return self.dir / "console.log"
+
+    @property
+    def root(self) -> Path:
+        """The VMM's working directory; under the jailer also its ``/``."""
+        if self.jailed:
+            return self.dir / "firecracker" / self.vm_id / "root"
+        return self.dir / "root"
+
+    @property
+    def socket(self) -> Path:
+        return self.root / API_SOCKET
+
+    @property
+    def vmm_config(self) -> Path:
+        return self.root / VMM_CONFIG
+
+    @property
+    def vmm_log(self) -> Path:
+        return self.root / VMM_LOG
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The run directory of one installation."""
+
+    run_dir: Path
+
+    @property
+    def vms_dir(self) -> Path:
+        return self.run_dir / "vms"
+
+    @property
+    def trash_dir(self) -> Path:
+        """VMs whose deletion has begun; what is found here is deleted at the next start."""
+        return self.run_dir / "trash"
+
+    def vm(self, vm_id: str, *, jailed: bool = False) -> VmPaths:
+        """The paths of a VM. Raises ValueError for anything that is not a UUIDv7."""
+        if not is_vm_id(vm_id):
+            raise ValueError(f"not a VM id: {vm_id[:64]!r}")
+        return VmPaths(vm_id=vm_id, dir=self.vms_dir / vm_id, jailed=jailed)
+
+    def trash(self, vm_id: str) -> Path:
+        if not is_vm_id(vm_id):
+            raise ValueError(f"not a VM id: {vm_id[:64]!r}")
+        return self.trash_dir / vm_id
+
+    def vm_ids(self) -> list[str]:
+        """Ids of all VMs that have a directory, the oldest first."""
+        return _ids_in(self.vms_dir)
+
+    def trashed_ids(self) -> list[str]:
+        return _ids_in(self.trash_dir)
+
+    def prepare(self) -> None:
+        """Makes the folders, readable by root alone."""
+        self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
+        for folder in (self.vms_dir, self.trash_dir):
+            folder.mkdir(exist_ok=True, mode=0o700)
+
+
+def _ids_in(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if is_vm_id(entry.name))

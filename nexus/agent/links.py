@@ -1,0 +1,182 @@
+"""Network devices by netlink: bridges and TAPs. Blocking calls of about a millisecond or less."""
+
+import errno
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from pyroute2 import IPRoute, NetlinkError
+
+from nexus.agent.errors import NetworkFailed
+
+# <linux/if_tun.h>
+_TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
+_TUNSETOWNER = 0x400454CC
+_TUNSETGROUP = 0x400454CE
+_IFF_TAP = 0x0002
+_IFF_NO_PI = 0x1000
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network device as it was seen."""
+
+    index: int
+    name: str
+    alias: str | None
+    kind: str | None
+    master: int | None
+
+
+class Links:
+    """Netlink, one request at a time; may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._netlink = IPRoute()
+
+    def close(self) -> None:
+        self._netlink.close()
+
+    def find(self, name: str) -> Link | None:
+        try:
+            index = socket.if_nametoindex(name)
+        except OSError:
+            return None
+        with self._lock:
+            try:
+                found = self._netlink.link("get", index=index)
+            except NetlinkError as error:
+                if error.code == errno.ENODEV:
+                    return None
+                raise
+        return _link(found[0])
+
+    def all(self) -> list[Link]:
+        with self._lock:
+            return [_link(message) for message in self._netlink.get_links()]
+
+    def create_bridge(self, name: str) -> None:
+        """Raises FileExistsError when there is a device of that name."""
+        self._ask("link", "add", ifname=name, kind="bridge")
+
+    def set(self, index: int, **change: Any) -> None:
+        """Changes a device: ``state``, ``master``, ``ifname``, ``ifalias``."""
+        self._ask("link", "set", index=index, **change)
+
+    def delete(self, name: str) -> bool:
+        """False when there was no such device."""
+        try:
+            index = socket.if_nametoindex(name)
+        except OSError:
+            return False
+        # A socket of its own: the kernel takes some 20 ms, and others need not wait for it.
+        with IPRoute() as netlink:
+            try:
+                netlink.link("del", index=index)
+            except NetlinkError as error:
+                if error.code == errno.ENODEV:
+                    return False
+                raise
+        return True
+
+    def ensure_address(self, index: int, address: ipaddress.IPv4Interface) -> None:
+        try:
+            self._ask(
+                "addr",
+                "add",
+                index=index,
+                address=str(address.ip),
+                prefixlen=address.network.prefixlen,
+            )
+        except FileExistsError:
+            return
+
+    def addresses(self, index: int) -> list[ipaddress.IPv4Interface]:
+        with self._lock:
+            found = self._netlink.get_addr(family=socket.AF_INET, index=index)
+        return [ipaddress.IPv4Interface((m.get_attr("IFA_ADDRESS"), m["prefixlen"])) for m in found]
+
+    def remove_address(self, index: int, address: ipaddress.IPv4Interface) -> None:
+        self._ask(
+            "addr",
+            "del",
+            index=index,
+            address=str(address.ip),
+            prefixlen=address.network.prefixlen,
+        )
+
+    def networks_in_use(self) -> list[ipaddress.IPv4Network]:
+        """Every network that this machine has an address in or a route to, but the default."""
+        networks = []
+        with self._lock:
+            routes = list(self._netlink.get_routes(family=socket.AF_INET))
+            addresses = list(self._netlink.get_addr(family=socket.AF_INET))
+        for route in routes:
+            destination = route.get_attr("RTA_DST")
+            if destination and route["dst_len"]:
+                networks.append(
+                    ipaddress.IPv4Network((destination, route["dst_len"]), strict=False)
+                )
+        for address in addresses:
+            given = (address.get_attr("IFA_ADDRESS"), address["prefixlen"])
+            networks.append(ipaddress.IPv4Network(given, strict=False))
+        return networks
+
+    def ensure_tap(self, name: str, bridge: int, owner: int | None) -> None:
+        """A persistent TAP in the bridge, up, that ``owner`` (uid and gid) may open."""
+        _make_tap(name, owner)
+        self.set(socket.if_nametoindex(name), master=bridge, state="up")
+
+    def _ask(self, what: str, *arguments: Any, **keywords: Any) -> None:
+        with self._lock:
+            try:
+                getattr(self._netlink, what)(*arguments, **keywords)
+            except NetlinkError as error:
+                if error.code == errno.EEXIST:
+                    raise FileExistsError(errno.EEXIST, str(error)) from error
+                if error.code in (errno.EPERM, errno.EACCES):
+                    raise NetworkFailed(
+                        "the kernel does not let this process change the network",
+                        suggestion="run the agent as root (it needs CAP_NET_ADMIN)",
+                    ) from error
+                raise
+
+
+def _make_tap(name: str, owner: int | None) -> None:
+    try:
+        device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NetworkFailed("there is no /dev/net/tun", suggestion="modprobe tun") from error
+    try:
+        request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI)
+        try:
+            fcntl.ioctl(device, _TUNSETIFF, request)
+        except PermissionError as error:
+            raise NetworkFailed(
+                f"the kernel does not let this process make the TAP {name}",
+                suggestion="run the agent as root (it needs CAP_NET_ADMIN)",
+            ) from error
+        if owner is not None:
+            fcntl.ioctl(device, _TUNSETOWNER, owner)
+            fcntl.ioctl(device, _TUNSETGROUP, owner)
+        fcntl.ioctl(device, _TUNSETPERSIST, 1)
+    finally:
+        os.close(device)
+
+
+def _link(message: Any) -> Link:
+    info = message.get_attr("IFLA_LINKINFO")
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME"),
+        alias=message.get_attr("IFLA_IFALIAS"),
+        kind=info.get_attr("IFLA_INFO_KIND") if info else None,
+        master=message.get_attr("IFLA_MASTER"),
+    )

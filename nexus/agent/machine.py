@@ -1,0 +1,489 @@
+"""The life of one VM, from the first wish to its last file.
+
+One task owns a machine. Whoever wants something changes ``desired`` and wakes it; it looks at the
+facts, asks ``plan`` for the next step, takes it, and looks again until nothing is left to do. Every
+step can run twice and can be cut off anywhere: what was begun is in ``status.json`` before it is.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+import structlog
+
+from nexus.agent import disks, faults
+from nexus.agent.command import Jail
+from nexus.agent.ending import Ending, how_it_ended, last_lines
+from nexus.agent.errors import NetworkFailed, StageFailed
+from nexus.agent.layout import Layout, VmPaths, tap_name
+from nexus.agent.plan import Seen, Step, plan, state_of
+from nexus.agent.process import Vmm, spawn
+from nexus.agent.record import Record
+from nexus.agent.tools import Tools
+from nexus.api.errors import Conflict
+from nexus.api.machines import Machine, MachineNicStatus, MachineStatus
+from nexus.api.vms import VmError
+from nexus.vmm.client import VmmClient
+from nexus.vmm.errors import VmmError, VmmFailure
+
+BOOT_TIMEOUT_S = 30.0
+"""From spawn until the API says that the guest runs."""
+KILL_TIMEOUT_S = 10.0
+API_TIMEOUT_S = 5.0
+
+log = structlog.get_logger("machine")
+
+
+class MachineLife:
+    """One VM on this host. Its methods are called from the event loop only."""
+
+    def __init__(
+        self,
+        desired: Machine,
+        record: Record,
+        layout: Layout,
+        tools: Tools,
+        publish: Callable[["MachineLife"], None],
+    ) -> None:
+        self.desired = desired
+        self.record = record
+        self.vmm: Vmm | None = None
+        self.paused = False
+        self.deleting = False
+        self.gone = anyio.Event()
+        self._layout = layout
+        self._tools = tools
+        self._publish = publish
+        self._wake = anyio.Event()
+        self._poked = False
+        self._waiting: list[anyio.Event] = []
+        """Of those who wait for a pass that began after they came."""
+        self._tasks: anyio.abc.TaskGroup | None = None
+
+    @property
+    def id(self) -> str:
+        return self.desired.id
+
+    @property
+    def paths(self) -> VmPaths:
+        return self._layout.vm(self.id, jailed=self.record.jailed)
+
+    @property
+    def client(self) -> VmmClient:
+        return VmmClient(self.paths.socket, timeout_s=API_TIMEOUT_S)
+
+    # -- what others ask -------------------------------------------------------------------
+
+    async def ensure(self, desired: Machine) -> MachineStatus:
+        """Makes ``desired`` what is wanted, and returns once there is nothing left to do."""
+        self.desired = desired
+        await self._converged()
+        return self.status()
+
+    async def delete(self) -> None:
+        """Ends the VM and removes all of it; returns when it is gone.
+
+        Raises Conflict when something on the host stands against it; asking again tries again.
+        """
+        self.deleting = True
+        if self.vmm is not None and self.vmm.alive:
+            # At once, not after the step that is under way: that one may be waiting for the guest.
+            self.record.killed = True
+            self._save()
+            self.vmm.kill()
+        await self._converged()
+        if not self.gone.is_set():
+            error = self.record.error
+            raise Conflict(
+                f"the VM cannot be deleted: {error.message if error else 'read the agent log'}",
+                suggestion=error.suggestion if error else None,
+            )
+
+    def poke(self) -> None:
+        """Has the machine looked at again."""
+        self._poked = True
+        self._wake.set()
+
+    async def look(self) -> None:
+        """Looks whether the guest is paused: somebody may have done that past us."""
+        if self.vmm is not None and self.vmm.alive and self.record.phase == "running":
+            try:
+                self.paused = (await self.client.describe_instance()).state == "Paused"
+            except VmmFailure as error:
+                log.warning("no answer from the VMM", vm=self.id, error=error.message)
+
+    def publish(self) -> None:
+        """Tells the readers of the event stream what is true now."""
+        self._publish(self)
+
+    def status(self) -> MachineStatus:
+        """What is true now, without waiting for anything."""
+        record, seen = self.record, self._seen()
+        return MachineStatus(
+            id=self.id,
+            generation=self.desired.generation,
+            state=state_of(seen, record.error),
+            boot=record.boot,
+            engine=record.engine,
+            pid=self.vmm.pid if self.vmm is not None and seen.alive else None,
+            socket=str(self.paths.socket),
+            nics=[
+                MachineNicStatus(iface=nic.iface, tap=tap_name(self.id, index))
+                for index, nic in enumerate(self.desired.nics)
+            ],
+            configured_at=record.configured_at,
+            started_at=record.started_at,
+            exited_at=record.exited_at,
+            exit_cause=record.exit_cause,
+            error=record.error,
+            observed_at=_now(),
+        )
+
+    # -- the task that owns the machine ------------------------------------------------------
+
+    async def run(self, adopted: Vmm | None = None) -> None:
+        """Lives until the VM is deleted or the agent ends; running VMs outlive both."""
+        # Not the request's that happened to be the first to name this VM.
+        structlog.contextvars.clear_contextvars()
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            if adopted is not None:
+                self._hold(adopted)
+            while not self.gone.is_set():
+                self._poked = False
+                waiting, self._waiting = self._waiting, []
+                try:
+                    await self._pass()
+                finally:
+                    for done in waiting:
+                        done.set()
+                if not self._poked and not self.gone.is_set():
+                    self._wake = anyio.Event()
+                    await self._wake.wait()
+            tasks.cancel_scope.cancel()
+        for done in self._waiting:
+            done.set()
+
+    async def _converged(self) -> None:
+        if self.gone.is_set():
+            return
+        done = anyio.Event()
+        self._waiting.append(done)
+        self.poke()
+        await done.wait()
+
+    async def _pass(self) -> None:
+        try:
+            if not self.deleting:
+                await self.look()
+            while not self.deleting:
+                step = plan(self.desired, self._seen(), _now())
+                if step is Step.NOTHING:
+                    break
+                await self._take(step)
+            if self.deleting:
+                await self._delete()
+                return
+        except StageFailed as failed:
+            self._fail(failed.error)
+        except Exception as error:
+            # One machine's surprise must not take the others' agent down.
+            log.exception("unexpected error", vm=self.id)
+            surprise = f"an unexpected error: {type(error).__name__}: {error}"
+            self._fail(VmError(stage="run", message=surprise, suggestion="read the agent's log"))
+        self._publish(self)
+
+    def _fail(self, error: VmError) -> None:
+        log.warning("machine failed", vm=self.id, stage=error.stage, error=error.message)
+        self.record.error = error
+        self._save()
+
+    async def _take(self, step: Step) -> None:
+        log.debug("step", vm=self.id, step=step.name)
+        match step:
+            case Step.PREPARE:
+                await self._prepare()
+            case Step.START:
+                await self._start()
+            case Step.AWAIT_API:
+                await self._await_api()
+            case Step.PAUSE:
+                await self._set_paused(True)
+            case Step.RESUME:
+                await self._set_paused(False)
+            case Step.ASK_STOP:
+                await self._ask_stop()
+            case Step.AWAIT_EXIT:
+                await self._await_exit()
+            case Step.KILL:
+                await self._kill()
+            case Step.SETTLE:
+                await self._settle()
+            case Step.NOTHING:
+                return
+        self._publish(self)
+
+    def _seen(self) -> Seen:
+        return Seen(
+            phase=self.record.phase,
+            boot=self.record.boot,
+            alive=self.vmm is not None and self.vmm.alive,
+            paused=self.paused,
+            stop_asked_at=self.record.stop_asked_at,
+        )
+
+    def _save(self) -> None:
+        self.record.save(self.paths)
+
+    # -- the steps, in the order of a life ---------------------------------------------------
+
+    async def _prepare(self) -> None:
+        await self._ensure_files()
+        self.record.phase = "configured"
+        self.record.configured_at = _now()
+        self.record.error = None
+        self._save()
+
+    async def _ensure_files(self) -> None:
+        uid = self.record.uid
+        await anyio.to_thread.run_sync(
+            disks.ensure_files, self.desired, self.paths, self._tools.store, uid
+        )
+        faults.point("after_disk")
+
+    async def _ensure_taps(self) -> None:
+        try:
+            await self._tools.network.ensure_taps(self.id, len(self.desired.nics), self.record.uid)
+        except NetworkFailed as error:
+            raise StageFailed("network", error.message, suggestion=error.suggestion) from error
+        except OSError as error:
+            raise StageFailed("network", f"no TAP: {error}", suggestion="ip -br link") from error
+        faults.point("after_tap")
+
+    async def _start(self) -> None:
+        begun = time.perf_counter()
+        record, paths = self.record, self.paths
+        if not record.jailed:
+            record.engine = self._tools.engine
+        try:
+            async with anyio.create_task_group() as both:
+                both.start_soon(self._ensure_files)
+                both.start_soon(self._ensure_taps)
+        except* StageFailed as failures:
+            raise _first(failures) from None
+        prepared = time.perf_counter()
+        disks.before_boot(paths, record.uid)
+        self.record = record = Record(
+            engine=record.engine,
+            jailed=record.jailed,
+            uid=record.uid,
+            phase="starting",
+            boot=self.desired.boot,
+            configured_at=record.configured_at or _now(),
+        )
+        self._save()
+        faults.point("before_spawn")
+        try:
+            vmm = spawn(self._command(), paths, self._tools.environment)
+        except OSError as error:
+            record.phase = "ended"
+            record.exited_at = _now()
+            raise StageFailed(
+                "spawn",
+                f"{error.filename or 'the VMM'} cannot be started: {error.strerror}",
+                suggestion="check FC_BINARY and JAILER_BINARY on the host",
+            ) from error
+        faults.point("after_spawn")
+        self._hold(vmm)
+        self._save()
+        self._publish(self)
+        spawned = time.perf_counter()
+        await self._await_api()
+        log.info(
+            "machine started" if self.record.phase == "running" else "machine did not start",
+            vm=self.id,
+            boot=record.boot,
+            pid=vmm.pid,
+            prepare_ms=_ms(prepared - begun),
+            spawn_ms=_ms(spawned - prepared),
+            api_ms=_ms(time.perf_counter() - spawned),
+        )
+
+    def _command(self) -> list[str]:
+        jail = None
+        if self.record.jailed and self._tools.jailer and self.record.uid is not None:
+            jail = Jail(jailer=self._tools.jailer, uid=self.record.uid)
+        return self._tools.command(self.record.engine, self.paths, jail)
+
+    def _hold(self, vmm: Vmm) -> None:
+        """Takes charge of a live VMM: remembers it and watches for its end."""
+        if self._tasks is None:
+            raise RuntimeError("a machine that does not run holds no VMM")
+        self.vmm = vmm
+        self.record.pid = vmm.pid
+        self.record.start_ticks = vmm.start_ticks
+        self._tasks.start_soon(self._watch, vmm)
+
+    async def _watch(self, vmm: Vmm) -> None:
+        await vmm.watch()
+        self.poke()
+
+    async def _await_api(self) -> None:
+        """Until the VMM says that the guest runs. One that dies first is left to SETTLE."""
+        vmm = self._held()
+        try:
+            with anyio.fail_after(BOOT_TIMEOUT_S):
+                info = await self.client.wait_for_socket(BOOT_TIMEOUT_S, died=lambda: not vmm.alive)
+                while info.state == "Not started":
+                    await anyio.sleep(0.002)
+                    info = await self.client.describe_instance()
+        except (VmmFailure, TimeoutError) as error:
+            if not vmm.alive:
+                return
+            # The API answered, then hung up: the VMM is ending, and says why in its log.
+            with anyio.move_on_after(1.0):
+                await vmm.exited.wait()
+                return
+            await self._kill()
+            await self._settle()
+            raise StageFailed(
+                "boot",
+                f"the VMM does not answer: {error or 'time-out'}",
+                suggestion=f"nexus logs {self.desired.name} --source vmm",
+                log_tail=last_lines(self.paths.vmm_log),
+            ) from error
+        self.paused = info.state == "Paused"
+        self.record.phase = "running"
+        self.record.started_at = _now()
+        self.record.error = None
+        self._save()
+        faults.point("after_running")
+
+    async def _set_paused(self, paused: bool) -> None:
+        client = self.client
+        try:
+            await (client.pause() if paused else client.resume())
+        except VmmFailure as error:
+            if not self._held().alive:
+                return
+            verb = "paused" if paused else "resumed"
+            raise StageFailed(
+                "run",
+                f"the VM cannot be {verb}: {error.message}",
+                fault_message=error.fault_message if isinstance(error, VmmError) else None,
+                suggestion=error.suggestion,
+            ) from error
+        self.paused = paused
+        if self.record.error is not None:
+            self.record.error = None
+            self._save()
+
+    async def _ask_stop(self) -> None:
+        """Ctrl-Alt-Del, which the guest takes as a wish to power off. A paused one is resumed."""
+        self.record.stop_asked_at = _now()
+        self._save()
+        self._publish(self)
+        try:
+            if self.paused:
+                await self.client.resume()
+                self.paused = False
+            await self.client.send_ctrl_alt_del()
+        except VmmFailure as error:
+            if self._held().alive:
+                log.warning("cannot be asked to stop; killing", vm=self.id, error=error.message)
+                await self._kill()
+
+    async def _await_exit(self) -> None:
+        """Until the guest is down, the time is up, or somebody wants something else."""
+        asked_at = self.record.stop_asked_at or _now()
+        deadline = asked_at + timedelta(seconds=self.desired.stop_timeout_s)
+        left_s = max(0.0, (deadline - _now()).total_seconds())
+        self._wake = anyio.Event()
+        if self._held().alive and not self.deleting:
+            with anyio.move_on_after(left_s):
+                await self._wake.wait()
+
+    async def _kill(self) -> None:
+        vmm = self._held()
+        self.record.killed = True
+        self._save()
+        vmm.kill()
+        faults.point("after_kill")
+        with anyio.move_on_after(KILL_TIMEOUT_S) as waiting:
+            await vmm.exited.wait()
+        if waiting.cancelled_caught:
+            raise StageFailed(
+                "run",
+                f"the VMM (pid {vmm.pid}) does not end although it was killed",
+                suggestion=f"look at /proc/{vmm.pid}/stack on the host: its disk may hang",
+            )
+
+    async def _settle(self) -> None:
+        """Writes down how the VMM ended and clears up: TAPs and socket go, the disk stays."""
+        record, paths = self.record, self.paths
+        if record.phase == "starting" and record.pid is None and not paths.socket.exists():
+            # The agent died between the intention and the deed: this boot never was.
+            record.boot -= 1
+            record.phase = "configured"
+            self._save()
+            return
+        vmm, self.vmm, self.paused = self.vmm, None, False
+        if vmm is not None:
+            await vmm.exited.wait()
+        ending: Ending = how_it_ended(
+            started=record.phase == "running",
+            stop_asked=record.stop_asked_at is not None,
+            killed=record.killed,
+            exit_code=vmm.exit_code if vmm is not None else None,
+            vmm_log=last_lines(paths.vmm_log),
+            console=last_lines(paths.console_log),
+        )
+        await anyio.to_thread.run_sync(disks.after_exit, paths)
+        record.phase = "ended"
+        record.pid = record.start_ticks = record.stop_asked_at = None
+        record.exited_at = _now()
+        record.exit_cause = ending.cause
+        record.error = ending.error
+        self._save()
+        log.info("machine ended", vm=self.id, boot=record.boot, cause=ending.cause)
+        self._publish(self)
+        await self._tools.network.remove_taps(self.id)
+
+    async def _delete(self) -> None:
+        """Everything goes. From the renaming on, a restart finishes it without the VM's files."""
+        if self.vmm is not None and self.vmm.alive:
+            await self._kill()
+        trash = self._layout.trash(self.id)
+        if self.paths.dir.exists():
+            await anyio.to_thread.run_sync(disks.remove_tree, trash)
+            self.paths.dir.rename(trash)
+        faults.point("after_trash")
+        await self._tools.network.remove_taps(self.id)
+        await anyio.to_thread.run_sync(disks.remove_tree, trash)
+        log.info("machine deleted", vm=self.id)
+        self.gone.set()
+
+    def _held(self) -> Vmm:
+        if self.vmm is None:
+            raise RuntimeError("this step needs a VMM")
+        return self.vmm
+
+
+def _first(failures: BaseExceptionGroup[StageFailed]) -> StageFailed:
+    failure: BaseException = failures
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    if not isinstance(failure, StageFailed):
+        raise failure
+    return failure
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)

@@ -1,0 +1,83 @@
+"""What to do next for one machine: pure rules, no I/O."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum, auto
+
+from nexus.agent.record import Phase
+from nexus.api.machines import Machine, MachineState
+from nexus.api.vms import VmError
+
+
+class Step(Enum):
+    NOTHING = auto()
+    PREPARE = auto()
+    """Disk and files, no process."""
+    START = auto()
+    """Prepare what is missing, TAPs, and a VMM."""
+    AWAIT_API = auto()
+    """The VMM was started: wait until it says that the guest runs."""
+    PAUSE = auto()
+    RESUME = auto()
+    ASK_STOP = auto()
+    AWAIT_EXIT = auto()
+    KILL = auto()
+    SETTLE = auto()
+    """A VMM that was begun is not there: write down how it ended, and clear up after it."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The facts about one machine on this host."""
+
+    phase: Phase
+    boot: int
+    """The last boot that was begun."""
+    alive: bool
+    """There is a VMM process."""
+    paused: bool = False
+    stop_asked_at: datetime | None = None
+
+
+def plan(desired: Machine, seen: Seen, now: datetime) -> Step:
+    """The next step; the same answer for the same facts."""
+    wants_life = desired.power != "stopped"
+    if seen.alive:
+        return _plan_alive(desired, seen, now, wants_life=wants_life)
+    if seen.phase in ("starting", "running"):
+        return Step.SETTLE
+    if wants_life and desired.boot > seen.boot:
+        return Step.START
+    return Step.PREPARE if seen.phase == "new" else Step.NOTHING
+
+
+def _plan_alive(desired: Machine, seen: Seen, now: datetime, *, wants_life: bool) -> Step:
+    if seen.stop_asked_at is not None:
+        # A guest that was asked to stop is on its way down, whatever is wanted by now.
+        patience = timedelta(seconds=desired.stop_timeout_s)
+        return Step.KILL if now >= seen.stop_asked_at + patience else Step.AWAIT_EXIT
+    if not wants_life or desired.boot > seen.boot:
+        at_once = desired.stop_timeout_s == 0 or seen.phase == "starting"
+        return Step.KILL if at_once else Step.ASK_STOP
+    if seen.phase != "running":
+        return Step.AWAIT_API
+    if desired.power == "paused" and not seen.paused:
+        return Step.PAUSE
+    if desired.power == "running" and seen.paused:
+        return Step.RESUME
+    return Step.NOTHING
+
+
+def state_of(seen: Seen, error: VmError | None) -> MachineState:
+    """The one word for those facts. A VMM that died while it ran is ``stopped``, with an error."""
+    if seen.alive:
+        if seen.stop_asked_at is not None:
+            return "stopping"
+        if seen.phase != "running":
+            return "preparing"
+        return "paused" if seen.paused else "running"
+    if error is not None and error.stage != "run":
+        return "error"
+    if seen.phase == "ended":
+        return "stopped"
+    return "configured" if seen.phase == "configured" else "preparing"

@@ -1,0 +1,60 @@
+"""What the agent remembers of a machine: ``desired.json`` and ``status.json``."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nexus.agent.atomic import write_atomically
+from nexus.agent.layout import VmPaths
+from nexus.api.common import Engine, Timestamp
+from nexus.api.machines import ExitCause, Machine
+from nexus.api.vms import VmError
+
+Phase = Literal["new", "configured", "starting", "running", "ended"]
+"""``starting`` is written before the VMM is spawned, ``running`` once its API said so."""
+
+
+class Record(BaseModel):
+    """What was begun for one machine; written ahead of every act that cannot be seen otherwise."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=False)
+
+    engine: Engine
+    jailed: bool = False
+    uid: int | None = None
+    phase: Phase = "new"
+    boot: int = 0
+    pid: int | None = None
+    start_ticks: int | None = None
+    stop_asked_at: Timestamp | None = None
+    killed: bool = False
+    """Whether we ended this boot by force."""
+    configured_at: Timestamp | None = None
+    started_at: Timestamp | None = None
+    exited_at: Timestamp | None = None
+    exit_cause: ExitCause | None = None
+    error: VmError | None = None
+
+    def save(self, paths: VmPaths) -> None:
+        write_atomically(paths.status, self.model_dump_json(exclude_defaults=True).encode())
+
+
+def load_record(file: Path) -> Record | None:
+    """None when nothing was begun yet. Raises ValueError when the file is damaged."""
+    try:
+        return Record.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise ValueError(f"{file} is damaged: {error.errors()[0]['msg']}") from error
+
+
+def load_desired(file: Path) -> Machine | None:
+    """None when there is none. Raises ValueError when the file is damaged."""
+    try:
+        return Machine.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise ValueError(f"{file} is damaged: {error.errors()[0]['msg']}") from error

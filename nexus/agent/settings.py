@@ -1,0 +1,109 @@
+"""The agent's settings, from the environment."""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from nexus.agent.errors import SettingsInvalid
+
+EngineSetting = Literal["auto", "firecracker", "qemu"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One agent on one host."""
+
+    bind: str
+    run_dir: Path
+    bridge: str
+    store_dir: Path
+    installation_file: Path
+    engine: EngineSetting = "auto"
+    firecracker: Path | None = None
+    jailer: Path | None = None
+    jail: bool = False
+    subnet: ipaddress.IPv4Network | None = None
+    token: str | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Raises SettingsInvalid with the variable's name when a value makes no sense."""
+        run_dir = Path(environment.get("FC_RUN_DIR") or "/srv/fc").absolute()
+        engine = environment.get("NEXUS_ENGINE") or "auto"
+        if engine not in ("auto", "firecracker", "qemu"):
+            raise SettingsInvalid(f"NEXUS_ENGINE is auto, firecracker or qemu, not {engine!r}")
+        bridge = environment.get("FC_BRIDGE") or "fcbr0"
+        if not 0 < len(bridge.encode()) <= 15 or not bridge.isprintable() or "/" in bridge:
+            raise SettingsInvalid(f"FC_BRIDGE is not an interface name: {bridge!r}")
+        installation_file = environment.get("NEXUS_INSTALLATION_FILE")
+        settings = cls(
+            bind=environment.get("AGENT_BIND") or "127.0.0.1:9090",
+            run_dir=run_dir,
+            bridge=bridge,
+            store_dir=Path(environment.get("NEXUS_STORE_DIR") or run_dir / "store").absolute(),
+            installation_file=Path(installation_file or run_dir / "installation.json").absolute(),
+            engine=cast("EngineSetting", engine),
+            firecracker=_path(environment, "FC_BINARY"),
+            jailer=_path(environment, "JAILER_BINARY"),
+            jail=environment.get("NEXUS_JAILER") == "1",
+            subnet=_subnet(environment.get("NEXUS_SUBNET")),
+            token=_token(environment.get("NEXUS_AGENT_TOKEN_FILE")),
+        )
+        if len(os.fsencode(settings.run_dir)) > 200:
+            raise SettingsInvalid(f"FC_RUN_DIR is too long: {settings.run_dir}")
+        return settings
+
+    def check_bind(self) -> None:
+        """Raises SettingsInvalid unless the address is one that may be served.
+
+        A unix socket of mode 0600 needs no more. TCP is loopback only, and only with a token.
+        """
+        if self.bind.startswith("unix:/"):
+            return
+        host, _, port = self.bind.rpartition(":")
+        try:
+            loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+        except ValueError:
+            loopback = False
+        if not port.isdigit() or not loopback:
+            raise SettingsInvalid(
+                f"AGENT_BIND={self.bind} is refused: without mutual TLS the agent serves only "
+                "loopback or a unix socket; set AGENT_BIND=unix:/run/nexus-agent.sock"
+            )
+        if self.token is None:
+            raise SettingsInvalid(
+                f"AGENT_BIND={self.bind} needs NEXUS_AGENT_TOKEN_FILE, a file holding a token of "
+                "at least 16 characters; or set AGENT_BIND=unix:/run/nexus-agent.sock"
+            )
+
+
+def _path(environment: Mapping[str, str], name: str) -> Path | None:
+    value = environment.get(name)
+    return Path(value).absolute() if value else None
+
+
+def _subnet(text: str | None) -> ipaddress.IPv4Network | None:
+    if not text:
+        return None
+    try:
+        subnet = ipaddress.IPv4Network(text)
+    except ValueError as error:
+        raise SettingsInvalid(f"NEXUS_SUBNET: {error}; write for example 10.77.0.0/20") from error
+    if not 8 <= subnet.prefixlen <= 29:
+        raise SettingsInvalid(f"NEXUS_SUBNET={subnet}: the prefix must be from /8 to /29")
+    return subnet
+
+
+def _token(file: str | None) -> str | None:
+    if not file:
+        return None
+    try:
+        token = Path(file).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsInvalid(f"NEXUS_AGENT_TOKEN_FILE: {error}") from error
+    if len(token) < 16:
+        raise SettingsInvalid(f"NEXUS_AGENT_TOKEN_FILE: {file} holds less than 16 characters")
+    return token

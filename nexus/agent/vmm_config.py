@@ -1,0 +1,69 @@
+"""The file a VMM is started with: a pure function of the desired machine."""
+
+import msgspec
+
+from nexus.agent.layout import CONFIG_DRIVE, INITRD, KERNEL, ROOTFS, tap_name
+from nexus.api.machines import Machine
+from nexus.vmm.types import BootSource, Drive, MachineConfiguration, NetworkInterface, VmConfigFile
+
+DEFAULT_KERNEL_ARGS = "console=ttyS0 reboot=k panic=1 quiet"
+
+
+def kernel_args(machine: Machine) -> str:
+    """The guest's command line: the VM's own arguments or the default, then what its init reads
+    (docs/contracts.md)."""
+    parts = [machine.kernel_args if machine.kernel_args is not None else DEFAULT_KERNEL_ARGS]
+    parts.append(f"nexus.hostname={machine.name}")
+    parts += [f"nexus.ip={n.iface},{n.mac},{n.ip},{n.gateway or ''}" for n in machine.nics]
+    servers = list(dict.fromkeys(server for nic in machine.nics for server in nic.dns))
+    if servers:
+        parts.append(f"nexus.dns={','.join(servers)}")
+    return " ".join(part for part in parts if part)
+
+
+def needs_config_drive(machine: Machine) -> bool:
+    return bool(machine.user_data or machine.ssh_keys)
+
+
+def vmm_config(machine: Machine) -> VmConfigFile:
+    """What ``--config-file`` holds. Every path is relative to the VMM's working directory, so that
+    a snapshot of the VM loads in any other VM's directory."""
+    drives = []
+    if machine.rootfs is not None:
+        drives.append(
+            Drive(
+                drive_id="rootfs",
+                path_on_host=ROOTFS,
+                is_root_device=True,
+                is_read_only=False,
+            )
+        )
+    if needs_config_drive(machine):
+        drives.append(
+            Drive(
+                drive_id="config",
+                path_on_host=CONFIG_DRIVE,
+                is_root_device=False,
+                is_read_only=True,
+            )
+        )
+    return VmConfigFile(
+        boot_source=BootSource(
+            kernel_image_path=KERNEL,
+            initrd_path=INITRD if machine.initrd is not None else None,
+            boot_args=kernel_args(machine),
+        ),
+        machine_config=MachineConfiguration(vcpu_count=machine.vcpu, mem_size_mib=machine.mem_mib),
+        drives=drives,
+        network_interfaces=[
+            NetworkInterface(
+                iface_id=nic.iface, guest_mac=nic.mac, host_dev_name=tap_name(machine.id, index)
+            )
+            for index, nic in enumerate(machine.nics)
+        ],
+    )
+
+
+def encode(machine: Machine) -> bytes:
+    """The file's content, in JSON."""
+    return msgspec.json.encode(vmm_config(machine))
