@@ -1,6 +1,5 @@
 """Images: names for content in the store. See docs/images.md."""
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -16,7 +15,8 @@ from nexus.api.common import Page
 from nexus.api.errors import Conflict, InUse, NameTaken, NotFound, ValidationFailed
 from nexus.api.images import Image, ImageCreate, ImageKind
 from nexus.ids import new_id
-from nexus.images.store import Store, StoredBlob
+from nexus.images.errors import StoreError
+from nexus.images.store import SHA256, Store, StoredBlob
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import ImageRow, VmRow
@@ -81,8 +81,12 @@ class Images:
                 return await self._insert(caller, wanted, blob)
 
     async def _keep(self, descriptor: int) -> StoredBlob:
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        return await to_thread.run_sync(self.store.import_file, descriptor, limiter=self.imports)
+        try:
+            return await to_thread.run_sync(
+                self.store.import_file, descriptor, limiter=self.imports
+            )
+        except StoreError as error:
+            raise Conflict(str(error), suggestion=error.suggestion) from None
 
     async def _insert(self, caller: Caller, wanted: ImageCreate, blob: StoredBlob) -> Image:
         async with change(self.db, caller, "image.create") as unit:
@@ -169,7 +173,8 @@ class Images:
     async def sweep(self) -> int:
         """Removes all content that no image and no VM needs; returns how much was removed."""
         async with turn(self.settings.store_dir):
-            held = set(await to_thread.run_sync(self.store.list))
+            folder = self.settings.store_dir / "sha256"
+            held = {file.name for file in folder.iterdir() if SHA256.fullmatch(file.name)}
             return await self.discard(held)
 
     async def discard(self, suspects: set[str]) -> int:
