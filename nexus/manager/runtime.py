@@ -6,13 +6,18 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
 from nexus.manager.pipelines.builds import BuildPipeline
-from nexus.manager.security import Principal
+from nexus.manager.pipelines.vms import VmPipeline
+from nexus.manager.security import Permission, Principal
+from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
+from nexus.manager.services.vms import VmService
 from nexus.manager.uow import Caller
 from nexus.manager.verify import Verifier
+from nexus.manager.waiters import Waiters
 
 
 @dataclass(slots=True)
@@ -24,6 +29,11 @@ class Runtime:
     instance: str
     """This process's id: the owner of its leases."""
     verifier: Verifier
+    agents: Agents
+    waiters: Waiters
+    pipeline: VmPipeline
+    vms: VmService
+    hosts: HostService
     images: Images
     builds: BuildPipeline
 
@@ -40,7 +50,7 @@ Nexus = Annotated[Runtime, Depends(runtime_of)]
 """A route's parameter: the runtime."""
 
 
-def caller_of(connection: HTTPConnection, principal: Principal, permission: str) -> Caller:
+def caller_of(connection: HTTPConnection, principal: Principal, permission: Permission) -> Caller:
     """Who a unit of work acts for, from a request and its token's owner."""
     return Caller(
         actor=principal.actor,

@@ -1,0 +1,28 @@
+"""``python -m nexus.manager``: the manager as a process."""
+
+import sys
+
+import uvloop
+
+from nexus import httpd
+from nexus.manager.app import create_app
+from nexus.manager.config import BadSetting, Settings
+
+
+def main() -> int:
+    """Serves until SIGTERM or SIGINT. 2 for a setting that means nothing."""
+    httpd.configure_logging()
+    try:
+        settings = Settings.from_env()
+        app = create_app(settings)
+        listener = httpd.listen(settings.bind)
+    except (BadSetting, ValueError, OSError) as error:
+        print(f"nexus.manager: {error}", file=sys.stderr)
+        return 2
+    server = httpd.server(app, drain_s=2)
+    uvloop.run(server.serve(sockets=[listener]))
+    return 0 if server.started else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""The only door to agents: HTTP over a unix socket or TCP, typed answers, typed failures."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+import httpx
+from pydantic import TypeAdapter, ValidationError
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
+from websockets.exceptions import InvalidHandshake
+
+from nexus.api.common import Wire
+from nexus.api.errors import ErrorBody, HostUnreachable, NexusError, NotFound
+from nexus.api.hosts import Capacity, Inventory
+from nexus.api.machines import AgentEvent, Machine, MachineStatus
+from nexus.api.vms import LogChunk, LogSource
+
+CONNECT_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_S = 45.0
+"""A PUT or DELETE answers within 30 s."""
+LOOK_TIMEOUT_S = 5.0
+"""For questions that need no work: inventory, health, capacity."""
+SILENCE_S = 60.0
+"""The event stream has pings; this long without any means that the host is gone."""
+
+_Answer = TypeVar("_Answer", bound=Wire)
+_statuses: TypeAdapter[list[MachineStatus]] = TypeAdapter(list[MachineStatus])
+
+
+class AgentRefused(NexusError):
+    """The agent answered with an error; code, status and words are the agent's."""
+
+    def __init__(self, body: ErrorBody) -> None:
+        super().__init__(body.message, suggestion=body.suggestion, fault_message=body.fault_message)
+        self.code = body.error
+        self.status = body.status
+
+
+class Agent:
+    """One host's agent."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._socket = url.removeprefix("unix:") if url.startswith("unix:") else None
+        transport = httpx.AsyncHTTPTransport(
+            uds=self._socket,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+        )
+        self._http = httpx.AsyncClient(
+            transport=transport,
+            base_url="http://agent" if self._socket else url,
+            timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            trust_env=False,
+        )
+
+    async def put_vm(self, machine: Machine) -> MachineStatus:
+        """Has the agent ensure a machine; answers once it has converged, or after some 30 s."""
+        answer = await self._ask(
+            "PUT",
+            f"/agent/v1/vms/{machine.id}",
+            content=machine.model_dump_json().encode(),
+            headers={"content-type": "application/json"},
+        )
+        return self._read(MachineStatus, answer)
+
+    async def get_vm(self, vm_id: str) -> MachineStatus:
+        """What the agent sees of one machine. Raises NexusError 404 when it holds none."""
+        return self._read(MachineStatus, await self._ask("GET", f"/agent/v1/vms/{vm_id}"))
+
+    async def delete_vm(self, vm_id: str) -> None:
+        """Removes a machine and all that belongs to it; answers when everything is gone."""
+        await self._ask("DELETE", f"/agent/v1/vms/{vm_id}")
+
+    async def list_vms(self) -> list[MachineStatus]:
+        """Every machine the agent holds."""
+        answer = await self._ask("GET", "/agent/v1/vms")
+        try:
+            return _statuses.validate_python(answer.json()["items"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._nonsense(error) from error
+
+    async def inventory(self) -> Inventory:
+        return self._read(Inventory, await self._look("inventory"))
+
+    async def capacity(self) -> Capacity:
+        return self._read(Capacity, await self._look("capacity"))
+
+    async def health(self) -> None:
+        """Raises when the agent is not well."""
+        await self._look("health")
+
+    async def logs(self, vm_id: str, source: LogSource, *, tail: int) -> LogChunk:
+        """The last ``tail`` lines of a log."""
+        answer = await self._ask(
+            "GET", f"/agent/v1/vms/{vm_id}/logs", params={"source": source, "tail": str(tail)}
+        )
+        return self._read(LogChunk, answer)
+
+    @contextlib.asynccontextmanager
+    async def follow_logs(
+        self, vm_id: str, source: LogSource, *, offset: int
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """A log's bytes from ``offset`` on, as they are written."""
+        async with self._stream(
+            f"/agent/v1/vms/{vm_id}/logs/stream",
+            params={"source": source, "offset": str(offset)},
+            silence_s=None,
+        ) as answer:
+            yield self._chunks(answer)
+
+    @contextlib.asynccontextmanager
+    async def events(self) -> AsyncIterator[AsyncIterator[AgentEvent]]:
+        """The agent's stream: every machine's status, ``synced``, then every change."""
+        async with self._stream("/agent/v1/events", params={}, silence_s=SILENCE_S) as answer:
+            yield self._events(answer)
+
+    @contextlib.asynccontextmanager
+    async def console(self, vm_id: str) -> AsyncIterator[ClientConnection]:
+        """A WebSocket to a VM's serial console, binary both ways."""
+        path = f"/agent/v1/vms/{vm_id}/console"
+        try:
+            if self._socket:
+                opening = unix_connect(
+                    self._socket, uri=f"ws://agent{path}", open_timeout=LOOK_TIMEOUT_S
+                )
+            else:
+                opening = connect(
+                    "ws" + self.url.removeprefix("http") + path, open_timeout=LOOK_TIMEOUT_S
+                )
+            connection = await opening
+        except InvalidHandshake as error:
+            raise NotFound(
+                "the agent gives no console for this VM", suggestion="nexus start NAME"
+            ) from error
+        except (OSError, TimeoutError) as error:
+            raise self._unreachable(error) from error
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def proxy(
+        self, vm_id: str, method: str, path: str, body: bytes, content_type: str | None
+    ) -> httpx.Response:
+        """Relays a request to the VM's own API; the answer is the VMM's, whatever its status."""
+        headers = {"content-type": content_type} if content_type else {}
+        try:
+            return await self._http.request(
+                method, f"/agent/v1/vms/{vm_id}/proxy/{path}", content=body, headers=headers
+            )
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _look(self, what: str) -> httpx.Response:
+        return await self._ask("GET", f"/agent/v1/{what}", timeout_s=LOOK_TIMEOUT_S)
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        params: dict[str, str] | None = None,
+        timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> httpx.Response:
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+        try:
+            answer = await self._http.request(
+                method, path, content=content, headers=headers, params=params, timeout=timeout
+            )
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if not answer.is_success:
+            raise self._refusal(answer)
+        return answer
+
+    @contextlib.asynccontextmanager
+    async def _stream(
+        self, path: str, *, params: dict[str, str], silence_s: float | None
+    ) -> AsyncIterator[httpx.Response]:
+        timeout = httpx.Timeout(silence_s, connect=CONNECT_TIMEOUT_S)
+        request = self._http.build_request("GET", path, params=params, timeout=timeout)
+        try:
+            answer = await self._http.send(request, stream=True)
+            if not answer.is_success:
+                await answer.aread()
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        try:
+            if not answer.is_success:
+                raise self._refusal(answer)
+            yield answer
+        finally:
+            await answer.aclose()
+
+    async def _chunks(self, answer: httpx.Response) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in answer.aiter_bytes():
+                yield chunk
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    async def _events(self, answer: httpx.Response) -> AsyncIterator[AgentEvent]:
+        try:
+            async for line in answer.aiter_lines():
+                if line:
+                    yield AgentEvent.model_validate_json(line)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        except ValidationError as error:
+            raise self._nonsense(error) from error
+
+    def _read(self, kind: type[_Answer], answer: httpx.Response) -> _Answer:
+        try:
+            return kind.model_validate_json(answer.content)
+        except ValidationError as error:
+            raise self._nonsense(error) from error
+
+    def _refusal(self, answer: httpx.Response) -> NexusError:
+        try:
+            return AgentRefused(ErrorBody.model_validate_json(answer.content))
+        except ValidationError as error:
+            return self._nonsense(error)
+
+    def _unreachable(self, error: Exception) -> HostUnreachable:
+        return HostUnreachable(
+            f"the agent at {self.url} does not answer: {error or type(error).__name__}",
+            suggestion="see whether it runs: nexus host ls",
+        )
+
+    def _nonsense(self, error: Exception) -> HostUnreachable:
+        return HostUnreachable(
+            f"the agent at {self.url} gives an answer that is not understood: {str(error)[:300]}",
+            suggestion="bring manager and agent to the same version",
+        )
+
+
+class Agents:
+    """The agents of all hosts that this manager knows."""
+
+    def __init__(self) -> None:
+        self._by_url: dict[str, Agent] = {}
+        self._urls: dict[str, str] = {}
+
+    def at(self, url: str) -> Agent:
+        """The agent at an address; one client with kept-alive connections for each."""
+        if url not in self._by_url:
+            self._by_url[url] = Agent(url)
+        return self._by_url[url]
+
+    def learn(self, host_id: str, url: str) -> None:
+        """Notes where a host's agent answers."""
+        self._urls[host_id] = url
+
+    def of(self, host_id: str) -> Agent:
+        """A host's agent. Raises HostUnreachable for a host nobody has heard of yet."""
+        url = self._urls.get(host_id)
+        if url is None:
+            raise HostUnreachable(
+                f"where the agent of host {host_id} answers is not known yet",
+                suggestion="see whether it runs: nexus host ls",
+            )
+        return self.at(url)
+
+    async def close(self) -> None:
+        for agent in self._by_url.values():
+            await agent.close()

@@ -1,0 +1,134 @@
+"""The manager as an ASGI application: its parts, its background work, its routes."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import PackageNotFoundError, version
+
+import anyio
+import structlog
+from fastapi import FastAPI
+from sqlalchemy import select
+
+from nexus import httpd
+from nexus.ids import new_id
+from nexus.manager import security
+from nexus.manager.agents import Agents
+from nexus.manager.config import Settings
+from nexus.manager.db.session import Database
+from nexus.manager.db.tables import HostRow, VmRow
+from nexus.manager.pipelines import leases
+from nexus.manager.pipelines.builds import BuildPipeline
+from nexus.manager.pipelines.hosts import HostPipeline
+from nexus.manager.pipelines.vms import VmPipeline
+from nexus.manager.routes import builds, health, hosts, images, vm_actions, vm_console, vms
+from nexus.manager.runtime import Runtime
+from nexus.manager.services.hosts import HostService
+from nexus.manager.services.images import Images
+from nexus.manager.services.tokens import ensure_admin_token, lookup_in
+from nexus.manager.services.vms import VmService
+from nexus.manager.strict_json import StrictJson
+from nexus.manager.verify import Verifier
+from nexus.manager.waiters import Waiters
+
+log = structlog.get_logger("manager")
+
+ROUTERS = (
+    health.router,
+    vms.router,
+    vm_actions.router,
+    vm_console.router,
+    hosts.router,
+    builds.router,
+    images.router,
+)
+
+
+def make_runtime(settings: Settings) -> Runtime:
+    """The parts of a manager; none of them has done anything yet."""
+    db = Database(settings.database_url)
+    instance = new_id()
+    agents = Agents()
+    waiters = Waiters()
+    images_service = Images.of(db, settings)
+    pipeline = VmPipeline(db, agents, waiters, instance)
+    return Runtime(
+        settings=settings,
+        db=db,
+        instance=instance,
+        verifier=Verifier(lookup_in(db)),
+        agents=agents,
+        waiters=waiters,
+        pipeline=pipeline,
+        vms=VmService(db, pipeline, settings),
+        hosts=HostService(db),
+        images=images_service,
+        builds=BuildPipeline(db, images_service, instance),
+    )
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. Its lifespan migrates the database and runs the pipelines."""
+    app = FastAPI(
+        title="Nexus",
+        version=_version(),
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    runtime = make_runtime(settings)
+    app.state.runtime = runtime
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_middleware(StrictJson)
+    security.install(app, runtime.verifier)
+    httpd.install(app)
+    security.check_routes(app)
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("nexus-microvm")
+    except PackageNotFoundError:  # run from sources that are not installed
+        return "0"
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    runtime: Runtime = app.state.runtime
+    try:
+        await start(runtime)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(runtime.pipeline.run)
+            tasks.start_soon(runtime.builds.run)
+            tasks.start_soon(_host_pipeline(runtime).run)
+            yield
+            tasks.cancel_scope.cancel()
+    finally:
+        await runtime.agents.close()
+        await runtime.db.close()
+
+
+async def start(runtime: Runtime) -> None:
+    """What must be true before the first request: schema, admin's token, no dead leases."""
+    await runtime.db.migrate()
+    await ensure_admin_token(runtime.db, runtime.settings.admin_token_file)
+    if runtime.db.is_sqlite:
+        # A manager on SQLite is alone, so every lease is one of a process that died.
+        async with runtime.db.write() as session:
+            await leases.drop_all(session, VmRow)
+    async with runtime.db.read() as session:
+        for host in await session.scalars(select(HostRow)):
+            runtime.agents.learn(host.id, host.agent_url)
+
+
+def _host_pipeline(runtime: Runtime) -> HostPipeline:
+    settings = runtime.settings
+    return HostPipeline(
+        runtime.db,
+        runtime.agents,
+        runtime.pipeline,
+        settings.agent_url,
+        heals=not settings.reconciler_disabled,
+    )

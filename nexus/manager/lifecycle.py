@@ -1,0 +1,169 @@
+"""The rules of a VM's life, as pure functions: what an action wants, what an observation means."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from nexus.api.errors import InvalidState
+from nexus.api.machines import MachineStatus
+from nexus.api.vms import VmState
+from nexus.manager.db.tables import WantedPower
+
+Action = Literal["start", "stop", "pause", "resume", "delete"]
+ACTIONS: tuple[Action, ...] = get_args(Action)
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What the rules look at of one VM."""
+
+    name: str
+    state: VmState
+    power: WantedPower
+    boot: int
+    settled: bool
+    """Whether the wanted generation has come to its end on the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an action makes of a VM: its next desired power and boot, and its state until then."""
+
+    power: WantedPower
+    boot: int
+    state: VmState
+
+
+def decide(action: Action, vm: Situation) -> Wanted | None:
+    """What ``action`` asks for, or None when that is wanted or true already.
+
+    Raises InvalidState with a suggestion when the VM's state does not allow it.
+    """
+    if action == "delete":
+        return None if vm.power == "deleted" else Wanted("deleted", vm.boot, "deleting")
+    if vm.power == "deleted":
+        raise InvalidState(
+            f"VM {vm.name!r} is being deleted",
+            suggestion="wait for it: nexus ls shows when it is gone",
+        )
+    if vm.state == "unknown":
+        raise InvalidState(
+            f"VM {vm.name!r} is on a host that does not answer",
+            suggestion="look at the host: nexus host ls",
+        )
+    if action == "start":
+        return _start(vm)
+    if action == "stop":
+        return _stop(vm)
+    if action == "pause":
+        return _pause(vm)
+    return _resume(vm)
+
+
+def _start(vm: Situation) -> Wanted | None:
+    if vm.state == "paused" or vm.power == "paused":
+        raise InvalidState(f"VM {vm.name!r} is paused", suggestion=f"nexus resume {vm.name}")
+    if vm.state == "stopping":
+        raise InvalidState(
+            f"VM {vm.name!r} is stopping",
+            suggestion=f"wait until it is stopped, or: nexus stop --force {vm.name}",
+        )
+    if vm.power == "running" and vm.state != "error":
+        return None
+    prepared = vm.state in ("requested", "configured") and vm.boot == 0
+    return Wanted("running", vm.boot + 1, vm.state if prepared else "requested")
+
+
+def _stop(vm: Situation) -> Wanted | None:
+    if vm.boot == 0:
+        raise InvalidState(f"VM {vm.name!r} was never started", suggestion=f"nexus start {vm.name}")
+    if vm.power == "stopped" and vm.settled and vm.state == "stopped":
+        return None
+    return Wanted("stopped", vm.boot, "stopping")
+
+
+def _pause(vm: Situation) -> Wanted | None:
+    if vm.power == "paused" and vm.state in ("running", "paused"):
+        return None
+    if vm.state == "paused" and vm.power == "running":
+        return Wanted("paused", vm.boot, "paused")
+    if vm.state != "running":
+        raise InvalidState(
+            f"VM {vm.name!r} is {vm.state}, only a running VM can be paused",
+            suggestion=f"nexus start {vm.name}" if vm.state in _AT_REST else _SOON,
+        )
+    return Wanted("paused", vm.boot, "running")
+
+
+def _resume(vm: Situation) -> Wanted | None:
+    if vm.power == "running" and vm.state in ("running", "paused"):
+        return None
+    if vm.state == "running" and vm.power == "paused":
+        return Wanted("running", vm.boot, "running")
+    if vm.state != "paused":
+        raise InvalidState(
+            f"VM {vm.name!r} is {vm.state}, only a paused VM can be resumed",
+            suggestion=f"nexus start {vm.name}" if vm.state in _AT_REST else _SOON,
+        )
+    return Wanted("running", vm.boot, "paused")
+
+
+_AT_REST = frozenset({"configured", "stopped", "error"})
+_SOON = "wait until it runs: nexus ls shows its state"
+
+
+def seen_state(status: MachineStatus, current: VmState, power: WantedPower, boot: int) -> VmState:
+    """The state a user sees when the host says ``status`` while ``power`` and ``boot`` are wanted.
+
+    On the way to what is wanted a VM shows where it is going, not where it comes from.
+    """
+    if power == "deleted":
+        return "deleting"
+    if not settles(status, power, boot):
+        if power == "stopped" and boot:
+            return "stopping"
+        if status.boot < boot and status.state != "configured":
+            return current
+    return "requested" if status.state == "preparing" else status.state
+
+
+def settles(status: MachineStatus, power: WantedPower, boot: int) -> bool:
+    """Whether nothing more will come of this generation: it is as wanted, or ended otherwise."""
+    if status.state == "error":
+        return True
+    if power in ("running", "paused"):
+        return status.boot >= boot and status.state in (power, "stopped")
+    return power == "stopped" and status.state == ("configured" if boot == 0 else "stopped")
+
+
+def ended_by_itself(status: MachineStatus, power: WantedPower, boot: int) -> bool:
+    """Whether the boot that should run has stopped: from now on ``stopped`` is what is wanted."""
+    return status.state == "stopped" and power in ("running", "paused") and status.boot >= boot
+
+
+_ENDINGS: dict[str, tuple[str, str]] = {
+    "guest_poweroff": ("guest_poweroff", "the guest powered itself off"),
+    "stopped": ("stopped", "the guest powered off when it was asked to"),
+    "killed": ("killed", "the VMM was killed: the guest did not power off in time, or by force"),
+    "crashed": ("vmm_crashed", "the VMM ended by itself"),
+}
+
+
+def reason_for(before: VmState, status: MachineStatus) -> tuple[str, str]:
+    """The event's word and sentence for coming from ``before`` to what ``status`` says."""
+    match status.state:
+        case "running":
+            return ("resumed", "resumed") if before == "paused" else ("started", "the VMM runs")
+        case "paused":
+            return ("paused", "paused")
+        case "configured":
+            return ("configured", "disk, network and configuration are ready")
+        case "stopping":
+            return ("stopping", "the guest was asked to power off")
+        case "stopped":
+            return _ENDINGS.get(status.exit_cause or "", ("stopped", "stopped"))
+        case "error":
+            message = status.error.message if status.error else "the host reports an error"
+            crashed = status.error is not None and status.error.stage == "run"
+            return ("vmm_crashed" if crashed else "failed", message)
+        case _:
+            return ("preparing", "the host prepares it")

@@ -1,0 +1,179 @@
+"""What a host says of a VM, written into the VM's row: the one place where observations land."""
+
+from datetime import datetime, timedelta
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from nexus.api.machines import Blob, Machine, MachineNic, MachineStatus
+from nexus.api.vms import VmError, VmState
+from nexus.manager import lifecycle
+from nexus.manager.db.columns import StoredImage
+from nexus.manager.db.tables import VmRow
+from nexus.manager.uow import SYSTEM, Caller, vm_event
+
+STILL_WORKING_S = 0.5
+"""When to ask again after an agent that has not come to an end yet."""
+
+
+def machine_of(row: VmRow) -> Machine:
+    """What the agent is told of a VM. The row must not be wanted ``deleted``."""
+    if row.power == "deleted":
+        raise ValueError(f"VM {row.id} is wanted deleted")
+    return Machine(
+        id=row.id,
+        name=row.name,
+        generation=row.generation,
+        power=row.power,
+        boot=row.boot,
+        vcpu=row.vcpu,
+        mem_mib=row.mem_mib,
+        kernel=_blob(row.kernel),
+        initrd=_blob(row.initrd) if row.initrd else None,
+        rootfs=_blob(row.rootfs) if row.rootfs else None,
+        kernel_args=row.kernel_args,
+        nics=[
+            MachineNic(iface=nic.iface, mac=nic.mac, ip=nic.ip, gateway=nic.gateway, dns=nic.dns)
+            for nic in row.nics
+        ],
+        user_data=row.user_data,
+        ssh_keys=row.ssh_keys,
+        stop_timeout_s=row.stop_timeout_s,
+    )
+
+
+def _blob(image: StoredImage) -> Blob:
+    return Blob(sha256=image.sha256, size_bytes=image.size_bytes)
+
+
+def is_news(row: VmRow, status: MachineStatus) -> bool:
+    """Whether a status may change the row: same generation, and not older than what is known."""
+    if row.power == "deleted" or status.generation != row.generation:
+        return False
+    return row.observed_at is None or status.observed_at >= row.observed_at
+
+
+def is_behind(row: VmRow, status: MachineStatus) -> bool:
+    """Whether the host holds an older generation of a VM that was believed settled."""
+    newer = row.observed_at is None or status.observed_at > row.observed_at
+    return newer and not row.unsettled and status.generation < row.generation
+
+
+def apply(session: AsyncSession, row: VmRow, status: MachineStatus, now: datetime) -> None:
+    """Writes a status into the row, with the events that tell of it. Twice is once."""
+    if not is_news(row, status):
+        return
+    before = row.state
+    power, boot = row.power, row.boot
+    caller = caller_of(row) if row.unsettled else SYSTEM
+    after = lifecycle.seen_state(status, before, power, boot)
+    newly_configured = status.configured_at is not None and (
+        row.configured_at is None or status.configured_at > row.configured_at
+    )
+    _copy(row, status)
+    if newly_configured and status.configured_at and after != "configured":
+        _event(
+            session,
+            caller,
+            row,
+            status.configured_at,
+            "configured",
+            "configured",
+            "disk, network and configuration are ready",
+        )
+    if after != before:
+        reason, message = lifecycle.reason_for(before, status)
+        if before == "unknown":
+            reason, message = "host_back", f"the host answers again; {message}"
+        at = now if reason == "resumed" else _moment(status, after, now)
+        _event(session, caller, row, at, after, reason, message)
+        row.state = after
+    if after != before or row.error != status.error:
+        row.updated_at = now
+    row.error = status.error if after == "error" else None
+    if lifecycle.settles(status, power, boot):
+        settle(row)
+    elif row.unsettled:
+        row.next_attempt_at = now + timedelta(seconds=STILL_WORKING_S)
+    if lifecycle.ended_by_itself(status, power, boot):
+        want_stopped(row, now)
+
+
+def fail(session: AsyncSession, row: VmRow, error: VmError, now: datetime) -> None:
+    """Puts a VM into ``error`` because its host refused it."""
+    row.state, row.error, row.updated_at = "error", error, now
+    settle(row)
+    _event(session, caller_of(row), row, now, "error", "failed", error.message)
+
+
+def settle(row: VmRow) -> None:
+    """Notes that nothing more will come of the wanted generation."""
+    row.unsettled = False
+    row.settled_generation = row.generation
+    row.attempts = 0
+
+
+def unsettle(row: VmRow, now: datetime) -> None:
+    """Has the pipeline tell the agent again."""
+    row.unsettled = True
+    row.next_attempt_at = now
+    row.attempts = 0
+
+
+def want_stopped(row: VmRow, now: datetime) -> None:
+    """The guest ended its own boot: from now on that is what is wanted."""
+    row.power = "stopped"
+    row.generation += 1
+    row.wanted_by, row.wanted_in = SYSTEM.actor, None
+    unsettle(row, now)
+
+
+def lose_host(session: AsyncSession, row: VmRow, now: datetime) -> None:
+    """Notes that nobody can say how the VM is."""
+    if row.state in ("unknown", "deleting"):
+        return
+    row.state, row.updated_at = "unknown", now
+    _event(session, SYSTEM, row, now, "unknown", "host_lost", "its host does not answer")
+
+
+def caller_of(row: VmRow) -> Caller:
+    """Who wanted what is wanted of the VM now."""
+    return Caller(
+        actor=row.wanted_by, project=row.project, request_id=row.wanted_in, permission="vms:write"
+    )
+
+
+def _copy(row: VmRow, status: MachineStatus) -> None:
+    taps = {nic.iface: nic.tap for nic in status.nics}
+    nics = [nic.model_copy(update={"tap": taps.get(nic.iface, nic.tap)}) for nic in row.nics]
+    if nics != row.nics:
+        row.nics = nics
+    row.engine = status.engine
+    row.pid = status.pid
+    row.socket = status.socket
+    row.configured_at = status.configured_at
+    row.started_at = status.started_at
+    row.observed_at = status.observed_at
+
+
+def _moment(status: MachineStatus, state: VmState, now: datetime) -> datetime:
+    """When the change to ``state`` happened on the host, as far as the host says."""
+    if state == "configured":
+        return status.configured_at or now
+    if state == "running":
+        return status.started_at or now
+    if state in ("stopped", "error"):
+        return status.exited_at or now
+    return now
+
+
+def _event(
+    session: AsyncSession,
+    caller: Caller,
+    row: VmRow,
+    at: datetime,
+    state: VmState,
+    reason: str,
+    message: str,
+) -> None:
+    who = Caller(caller.actor, row.project, caller.request_id, caller.permission)
+    session.add(vm_event(who, row.id, at, state, reason, message))

@@ -1,0 +1,26 @@
+"""Parameters that routes share."""
+
+from typing import Annotated
+
+from fastapi import Path, Query
+
+from nexus.api.common import Uuid, VmName
+
+VmRef = Annotated[VmName, Path(description="A VM's id, or its name.")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many items.")]
+IdCursor = Annotated[Uuid | None, Query(description="``next_cursor`` of the page before.")]
+Wait_s = Annotated[
+    float,
+    Query(gt=0, le=600, allow_inf_nan=False, description="How long ``wait`` holds, in seconds."),
+]
+StopTimeout_s = Annotated[
+    float,
+    Query(
+        ge=0,
+        le=600,
+        allow_inf_nan=False,
+        description="How long the guest has to power off before its VMM is killed, in seconds.",
+    ),
+]
+WAIT_S = 60.0
+STOP_TIMEOUT_S = 10.0

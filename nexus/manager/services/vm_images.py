@@ -1,0 +1,86 @@
+"""Which images a VM boots: the ones asked for, or the defaults."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from nexus.api.errors import ImageNotReady
+from nexus.api.images import ImageKind
+from nexus.api.vms import VmCreate
+from nexus.manager.db.columns import StoredImage
+from nexus.manager.db.tables import ImageRow
+
+DEFAULT_KERNEL = "debian-cloud"
+DEFAULT_ROOTFS = "busybox"
+
+
+@dataclass(frozen=True, slots=True)
+class VmImages:
+    """What a VM boots."""
+
+    kernel: StoredImage
+    initrd: StoredImage | None
+    rootfs: StoredImage | None
+
+
+async def choose(session: AsyncSession, project: str, request: VmCreate) -> VmImages:
+    """The images of a request, each by id or name.
+
+    Without a kernel: the default one; the initrd named like the kernel, if there is one; and
+    without kernel and rootfs: the default rootfs. Raises ImageNotReady for one that is not there.
+    """
+    kernel_ref = request.kernel or DEFAULT_KERNEL
+    rootfs_ref = request.rootfs or (None if request.kernel else DEFAULT_ROOTFS)
+    wanted = [ref for ref in (kernel_ref, request.initrd, rootfs_ref) if ref]
+    found = await _look_up(session, project, wanted)
+    kernel = _pick(found, "kernel", kernel_ref, is_default=request.kernel is None)
+    initrd: ImageRow | None
+    if request.initrd:
+        initrd = _pick(found, "initrd", request.initrd, is_default=False)
+    elif kernel.name in wanted:
+        initrd = _named(found, "initrd", kernel.name)
+    else:
+        initrd = _named(await _look_up(session, project, [kernel.name]), "initrd", kernel.name)
+    rootfs = (
+        _pick(found, "rootfs", rootfs_ref, is_default=request.rootfs is None)
+        if rootfs_ref
+        else None
+    )
+    return VmImages(
+        kernel=_stored(kernel),
+        initrd=_stored(initrd) if initrd else None,
+        rootfs=_stored(rootfs) if rootfs else None,
+    )
+
+
+async def _look_up(session: AsyncSession, project: str, refs: Sequence[str]) -> Sequence[ImageRow]:
+    query = select(ImageRow).where(
+        ImageRow.project == project, or_(ImageRow.id.in_(refs), ImageRow.name.in_(refs))
+    )
+    return (await session.scalars(query)).all()
+
+
+def _named(found: Sequence[ImageRow], kind: ImageKind, ref: str) -> ImageRow | None:
+    """The image with this id, else the one with this name."""
+    matching = [row for row in found if row.kind == kind and ref in (row.id, row.name)]
+    return min(matching, key=lambda row: row.id != ref, default=None)
+
+
+def _pick(found: Sequence[ImageRow], kind: ImageKind, ref: str, *, is_default: bool) -> ImageRow:
+    row = _named(found, kind, ref)
+    if row is None:
+        raise ImageNotReady(
+            f"the default {kind} {ref!r} is not there yet"
+            if is_default
+            else f"there is no {kind} {ref!r}",
+            suggestion=f"nexus image build {ref}" if is_default else "nexus image ls",
+        )
+    return row
+
+
+def _stored(row: ImageRow) -> StoredImage:
+    return StoredImage(
+        id=row.id, kind=row.kind, name=row.name, sha256=row.sha256, size_bytes=row.size_bytes
+    )

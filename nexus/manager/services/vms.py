@@ -1,0 +1,330 @@
+"""VMs: making them, finding them, and changing what is wanted of them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from ipaddress import IPv4Address
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from nexus.api.errors import Conflict, NameTaken, NotFound
+from nexus.api.hosts import HostNetwork
+from nexus.api.vms import Vm, VmCreate, VmEvent, VmImage, VmNic, VmState
+from nexus.ids import new_id
+from nexus.manager import ipam, lifecycle, scheduler
+from nexus.manager.config import Settings
+from nexus.manager.db.columns import StoredImage, StoredNic
+from nexus.manager.db.session import Database
+from nexus.manager.db.tables import HostRow, IpAddressRow, VmEventRow, VmRow
+from nexus.manager.pipelines.vms import VmPipeline
+from nexus.manager.services.hosts import is_healthy
+from nexus.manager.services.vm_images import VmImages, choose
+from nexus.manager.uow import Caller, UnitOfWork, change
+
+IFACE = "eth0"
+_ATTEMPTS = 5
+_VERB = {
+    "start": "starting",
+    "stop": "stopping",
+    "pause": "pausing",
+    "resume": "resuming",
+    "delete": "deleting",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Part of a list, and where the next part begins."""
+
+    items: list[Vm]
+    next_cursor: str | None
+
+
+class VmService:
+    """The rules of VMs. Every change is one transaction, then a start of the pipeline."""
+
+    def __init__(self, db: Database, pipeline: VmPipeline, settings: Settings) -> None:
+        self.db = db
+        self.pipeline = pipeline
+        self.settings = settings
+
+    async def create(self, request: VmCreate, caller: Caller) -> Vm:
+        """Makes the row with everything decided: images, host, address. Nothing on a host yet.
+
+        Raises ImageNotReady, NoCapacity, AddressPoolExhausted or NameTaken; then there is no row.
+        """
+        for _ in range(_ATTEMPTS):
+            try:
+                async with change(self.db, caller, "vm.create") as unit:
+                    row = await self._create(unit, request)
+            except IntegrityError as error:
+                if "name" in str(error.orig):
+                    raise _name_taken(request.name or "") from error
+                continue  # another manager took the address: choose again
+            self.pipeline.begin(row)
+            return to_vm(row)
+        raise Conflict("addresses are handed out too fast to get one", suggestion="try again")
+
+    async def _create(self, unit: UnitOfWork, request: VmCreate) -> VmRow:
+        session, project = unit.session, unit.caller.project
+        if request.name is not None and await _exists(session, project, request.name):
+            raise _name_taken(request.name)
+        images = await choose(session, project, request)
+        host = await self._place(session, request, unit.at)
+        vm_id = new_id()
+        address = await _next_address(session, host)
+        row = _new_row(unit, request, vm_id, host, images, _nic(vm_id, host.network, address))
+        self.pipeline.take(row, unit.at)
+        session.add(row)
+        await session.flush()
+        host.last_address = int(address)
+        session.add(IpAddressRow(host_id=host.id, address=int(address), vm_id=vm_id))
+        unit.target = vm_id
+        unit.after = {
+            "name": row.name,
+            "vcpu": row.vcpu,
+            "mem_mib": row.mem_mib,
+            "power": row.power,
+        }
+        unit.event(vm_id, "requested", "created", f"requested on host {host.name}")
+        return row
+
+    async def _place(self, session: AsyncSession, request: VmCreate, now: datetime) -> HostRow:
+        hosts = (await session.scalars(select(HostRow).with_for_update())).all()
+        promised = dict(
+            (
+                await session.execute(
+                    select(VmRow.host_id, func.sum(VmRow.mem_mib)).group_by(VmRow.host_id)
+                )
+            )
+            .tuples()
+            .all()
+        )
+        placement = scheduler.place(
+            scheduler.Request(request.vcpu, request.mem_mib),
+            [
+                scheduler.HostRoom(
+                    id=host.id,
+                    healthy=is_healthy(host, now),
+                    mem_mib=host.capacity.mem_mib,
+                    promised_mem_mib=int(promised.get(host.id, 0)),
+                )
+                for host in hosts
+            ],
+            overcommit=self.settings.mem_overcommit,
+        )
+        return next(host for host in hosts if host.id == placement.host_id)
+
+    async def act(
+        self,
+        action: lifecycle.Action,
+        ref: str,
+        caller: Caller,
+        *,
+        stop_timeout_s: float | None = None,
+    ) -> Vm:
+        """Changes what is wanted of a VM. Asking for what is wanted already changes nothing.
+
+        Raises NotFound, or InvalidState with what to do instead.
+        """
+        async with change(self.db, caller, f"vm.{action}", target=ref) as unit:
+            row = await find(unit.session, caller.project, ref, lock=True)
+            unit.target = row.id
+            wanted = lifecycle.decide(
+                action,
+                lifecycle.Situation(row.name, row.state, row.power, row.boot, not row.unsettled),
+            )
+            unit.before = {"power": row.power, "boot": row.boot, "state": row.state}
+            if wanted is not None:
+                row.power, row.boot = wanted.power, wanted.boot
+                row.generation += 1
+                if stop_timeout_s is not None:
+                    row.stop_timeout_s = stop_timeout_s
+                row.wanted_by, row.wanted_in = caller.actor, caller.request_id
+                row.unsettled, row.next_attempt_at, row.attempts = True, unit.at, 0
+                row.updated_at = unit.at
+                if row.state != wanted.state:
+                    row.state, row.error = wanted.state, None
+                    unit.event(row.id, wanted.state, f"{action}_requested", _VERB[action])
+                self.pipeline.take(row, unit.at)
+            unit.after = {"power": row.power, "boot": row.boot, "state": row.state}
+        if wanted is not None:
+            self.pipeline.begin(row)
+        return to_vm(row)
+
+    async def get(self, ref: str, project: str) -> Vm:
+        """A VM by its id or name. Raises NotFound."""
+        async with self.db.read() as session:
+            return to_vm(await find(session, project, ref))
+
+    async def page(
+        self,
+        project: str,
+        *,
+        state: VmState | None = None,
+        name_prefix: str | None = None,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> Slice:
+        """VMs in the order they were made, from behind ``cursor`` on."""
+        query = select(VmRow).where(VmRow.project == project).order_by(VmRow.id).limit(limit + 1)
+        if state is not None:
+            query = query.where(VmRow.state == state)
+        if name_prefix is not None:
+            query = query.where(VmRow.name.startswith(name_prefix, autoescape=True))
+        if cursor is not None:
+            query = query.where(VmRow.id > cursor)
+        async with self.db.read() as session:
+            rows = (await session.scalars(query)).all()
+        more = len(rows) > limit
+        return Slice([to_vm(row) for row in rows[:limit]], rows[limit - 1].id if more else None)
+
+    async def events(
+        self, ref: str, project: str, *, cursor: int = 0, limit: int = 100
+    ) -> tuple[list[VmEvent], int | None]:
+        """A VM's events in their order, from behind event ``cursor`` on, and the next cursor."""
+        async with self.db.read() as session:
+            row = await find(session, project, ref)
+            query = (
+                select(VmEventRow)
+                .where(VmEventRow.vm_id == row.id, VmEventRow.id > cursor)
+                .order_by(VmEventRow.id)
+                .limit(limit + 1)
+            )
+            rows = (await session.scalars(query)).all()
+        more = len(rows) > limit
+        return [_to_event(event) for event in rows[:limit]], rows[limit - 1].id if more else None
+
+
+async def find(session: AsyncSession, project: str, ref: str, *, lock: bool = False) -> VmRow:
+    """A VM's row by id or name; of two with one name, the one that is not being deleted."""
+    query = select(VmRow).where(VmRow.project == project)
+    if lock:
+        query = query.with_for_update()
+    row = (await session.scalars(query.where(VmRow.id == ref))).one_or_none()
+    if row is None:
+        named = (await session.scalars(query.where(VmRow.name == ref))).all()
+        row = max(named, key=lambda vm: (vm.power != "deleted", vm.id), default=None)
+    if row is None:
+        raise NotFound(f"there is no VM {ref!r}", suggestion="nexus ls")
+    return row
+
+
+def to_vm(row: VmRow) -> Vm:
+    """A row as the API shows it."""
+    return Vm(
+        id=row.id,
+        name=row.name,
+        project=row.project,
+        state=row.state,
+        error=row.error,
+        vcpu=row.vcpu,
+        mem_mib=row.mem_mib,
+        kernel=_to_image(row.kernel),
+        initrd=_to_image(row.initrd) if row.initrd else None,
+        rootfs=_to_image(row.rootfs) if row.rootfs else None,
+        kernel_args=row.kernel_args,
+        nics=[
+            VmNic(iface=nic.iface, mac=nic.mac, ip=nic.ip, gateway=nic.gateway, tap=nic.tap)
+            for nic in row.nics
+        ],
+        tags=row.tags,
+        host_id=row.host_id,
+        engine=row.engine,
+        socket=row.socket,
+        pid=row.pid,
+        generation=row.generation,
+        boot=row.boot,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        started_at=row.started_at,
+    )
+
+
+def _to_image(image: StoredImage) -> VmImage:
+    return VmImage(id=image.id, kind=image.kind, name=image.name, sha256=image.sha256)
+
+
+def _to_event(row: VmEventRow) -> VmEvent:
+    return VmEvent(
+        id=row.id,
+        vm_id=row.vm_id,
+        at=row.at,
+        state=row.state,
+        reason=row.reason,
+        message=row.message,
+        actor=row.actor,
+        request_id=row.request_id,
+    )
+
+
+def _new_row(
+    unit: UnitOfWork,
+    request: VmCreate,
+    vm_id: str,
+    host: HostRow,
+    images: VmImages,
+    nic: StoredNic,
+) -> VmRow:
+    return VmRow(
+        id=vm_id,
+        project=unit.caller.project,
+        name=request.name or f"vm-{vm_id[-12:]}",
+        host_id=host.id,
+        engine=host.engine,
+        created_at=unit.at,
+        updated_at=unit.at,
+        vcpu=request.vcpu,
+        mem_mib=request.mem_mib,
+        kernel=images.kernel,
+        initrd=images.initrd,
+        rootfs=images.rootfs,
+        kernel_args=request.kernel_args,
+        nics=[nic],
+        tags=request.tags,
+        user_data=request.user_data,
+        ssh_keys=request.ssh_keys,
+        power="running" if request.start else "stopped",
+        boot=1 if request.start else 0,
+        generation=1,
+        stop_timeout_s=10.0,
+        wanted_by=unit.caller.actor,
+        wanted_in=unit.caller.request_id,
+        unsettled=True,
+        settled_generation=0,
+        state="requested",
+        next_attempt_at=unit.at,
+        attempts=0,
+    )
+
+
+def _nic(vm_id: str, network: HostNetwork, address: IPv4Address) -> StoredNic:
+    return StoredNic(
+        iface=IFACE,
+        mac=ipam.mac_for(vm_id, IFACE),
+        ip=ipam.with_prefix(address, network),
+        gateway=network.gateway,
+        dns=network.dns,
+    )
+
+
+async def _next_address(session: AsyncSession, host: HostRow) -> IPv4Address:
+    used = (
+        await session.scalars(select(IpAddressRow.address).where(IpAddressRow.host_id == host.id))
+    ).all()
+    return ipam.next_address(host.network, used, host.last_address)
+
+
+async def _exists(session: AsyncSession, project: str, name: str) -> bool:
+    query = select(VmRow.id).where(
+        VmRow.project == project, VmRow.name == name, VmRow.power != "deleted"
+    )
+    return (await session.scalar(query.limit(1))) is not None
+
+
+def _name_taken(name: str) -> NameTaken:
+    return NameTaken(
+        f"there is a VM named {name!r} already",
+        suggestion=f"choose another name, or: nexus rm {name}",
+    )
