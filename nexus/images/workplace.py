@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,10 +20,8 @@ def folder(parent: Path) -> Iterator[Path]:
     """A private folder in ``parent``, on the same file system, removed at the end."""
     parent.mkdir(parents=True, exist_ok=True)
     clear(parent)
-    made = Path(tempfile.mkdtemp(dir=parent, prefix=PREFIX))
-    lock = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+    lock, made = _locked(lambda: _new_folder(parent))
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -36,13 +34,35 @@ def file(parent: Path) -> Iterator[tuple[int, Path]]:
 
     Whoever wants to keep it renames it; what is still there at the end is removed.
     """
-    descriptor, name = tempfile.mkstemp(dir=parent, prefix=PREFIX)
-    path = Path(name)
+    descriptor, path = _locked(lambda: _new_file(parent))
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor, path
     finally:
         path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _new_folder(parent: Path) -> tuple[int, Path]:
+    while True:
+        made = Path(tempfile.mkdtemp(dir=parent, prefix=PREFIX))
+        try:
+            return os.open(made, os.O_RDONLY | os.O_DIRECTORY), made
+        except FileNotFoundError:  # cleared before it could be opened
+            continue
+
+
+def _new_file(parent: Path) -> tuple[int, Path]:
+    descriptor, name = tempfile.mkstemp(dir=parent, prefix=PREFIX)
+    return descriptor, Path(name)
+
+
+def _locked(make: Callable[[], tuple[int, Path]]) -> tuple[int, Path]:
+    """Makes something and locks it. Another process may clear it before the lock: make it again."""
+    while True:
+        descriptor, path = make()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink > 0:
+            return descriptor, path
         os.close(descriptor)
 
 
@@ -52,7 +72,7 @@ def clear(parent: Path) -> int:
     for left in parent.glob(f"{PREFIX}*"):
         try:
             descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
-        except FileNotFoundError:
+        except FileNotFoundError:  # kept or cleared by another process meanwhile
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,68 @@
+"""Copying files without their holes, or without copying at all where the file system can share."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+
+CHUNK = 1 << 20
+FICLONE = 0x40049409
+"""The request of ioctl_ficlone(2); Python's fcntl has no name for it."""
+
+CANNOT_SHARE = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM}
+)
+
+
+def clone(source: int, dest: int) -> None:
+    """Makes the empty file ``dest`` equal to ``source``: shared blocks, else data without holes.
+
+    Both are open descriptors; positions do not matter. Raises OSError.
+    """
+    try:
+        fcntl.ioctl(dest, FICLONE, source)
+    except OSError as failed:
+        if failed.errno not in CANNOT_SHARE:
+            raise
+        copy(source, dest)
+
+
+def copy(source: int, dest: int) -> None:
+    """Copies the data of ``source`` into the empty file ``dest`` and leaves holes as holes."""
+    size = os.fstat(source).st_size
+    os.ftruncate(dest, size)
+    for start, end in data_ranges(source, size):
+        at = start
+        while at < end:
+            moved = _move(source, dest, at, end - at)
+            if moved == 0:  # the source became shorter
+                return
+            at += moved
+
+
+def data_ranges(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file that hold data, as (start, end) in bytes, in order."""
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError as failed:
+            if failed.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        if start >= end:
+            return
+        yield start, end
+        at = end
+
+
+def _move(source: int, dest: int, at: int, length: int) -> int:
+    """Copies up to ``length`` bytes at the same place of two files; returns how many."""
+    try:
+        return os.copy_file_range(source, dest, min(length, 64 * CHUNK), at, at)
+    except OSError as failed:
+        if failed.errno not in CANNOT_SHARE:
+            raise
+    data = os.pread(source, min(length, CHUNK), at)
+    return os.pwrite(dest, data, at) if data else 0
