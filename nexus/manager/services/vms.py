@@ -92,15 +92,8 @@ class VmService:
 
     async def _place(self, session: AsyncSession, request: VmCreate, now: datetime) -> HostRow:
         hosts = (await session.scalars(select(HostRow).with_for_update())).all()
-        promised = dict(
-            (
-                await session.execute(
-                    select(VmRow.host_id, func.sum(VmRow.mem_mib)).group_by(VmRow.host_id)
-                )
-            )
-            .tuples()
-            .all()
-        )
+        sums = select(VmRow.host_id, func.sum(VmRow.mem_mib)).group_by(VmRow.host_id)
+        promised = {host_id: int(mem_mib) for host_id, mem_mib in await session.execute(sums)}
         placement = scheduler.place(
             scheduler.Request(request.vcpu, request.mem_mib),
             [
@@ -108,7 +101,7 @@ class VmService:
                     id=host.id,
                     healthy=is_healthy(host, now),
                     mem_mib=host.capacity.mem_mib,
-                    promised_mem_mib=int(promised.get(host.id, 0)),
+                    promised_mem_mib=promised.get(host.id, 0),
                 )
                 for host in hosts
             ],
