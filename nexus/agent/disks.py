@@ -8,10 +8,11 @@ from nexus.agent.errors import StageFailed
 from nexus.agent.layout import CONFIG_DRIVE, INITRD, KERNEL, ROOTFS, VMM_LOG, VmPaths
 from nexus.agent.vmm_config import encode, needs_config_drive
 from nexus.api.machines import Blob, Machine
-from nexus.images import configdrive
+from nexus.images import configdrive, workplace
+from nexus.images.errors import ImageError
 from nexus.images.store import Store
 
-_JAIL_LEFTOVERS = ("dev", "run", "firecracker")
+_JAIL_LEFTOVERS = ("dev", "run", "firecracker", "firecracker.pid")
 """What the jailer makes and refuses to find again."""
 
 
@@ -32,6 +33,7 @@ def ensure_files(machine: Machine, paths: VmPaths, store: Store, owner: int | No
     """
     try:
         ensure_folder(paths)
+        workplace.clear(paths.root)
         _link(store, machine.kernel, paths.root / KERNEL)
         if machine.initrd is not None:
             _link(store, machine.initrd, paths.root / INITRD)
@@ -55,12 +57,8 @@ def ensure_files(machine: Machine, paths: VmPaths, store: Store, owner: int | No
             fresh.replace(paths.root / CONFIG_DRIVE)
         write_atomically(paths.vmm_config, encode(machine))
         _own(paths.vmm_config, owner)
-    except FileNotFoundError as error:
-        raise StageFailed(
-            "disk",
-            f"not in the image store: {error.filename or error}",
-            suggestion="nexus image ls, and register or build the image again",
-        ) from error
+    except ImageError as error:
+        raise StageFailed("disk", str(error), suggestion=error.suggestion) from error
     except OSError as error:
         full = "free space on the host, or delete VMs"
         raise StageFailed(

@@ -1,0 +1,53 @@
+"""A life under the jailer: own uid, own root, same files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agent.harness import Agent, until
+
+pytestmark = [pytest.mark.firecracker, pytest.mark.root]
+
+
+@pytest.fixture
+def jailing(firecracker_binary: Path, jailer_binary: Path) -> Iterator[Agent]:
+    agent = Agent(
+        FC_BINARY=str(firecracker_binary), JAILER_BINARY=str(jailer_binary), NEXUS_JAILER="1"
+    )
+    try:
+        yield agent.start()
+    finally:
+        agent.close()
+
+
+def test_a_jailed_life(jailing: Agent, tiny_kernel: Path) -> None:
+    image = jailing.dir / "root.img"
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    rootfs = jailing.blob(image)
+    before = jailing.traces()
+    machine = jailing.machine(tiny_kernel, rootfs=rootfs)
+    status = jailing.put(machine)
+    assert (status.state, status.error) == ("running", None)
+    process = Path(f"/proc/{status.pid}")
+    uid = int(process.joinpath("status").read_text().split("Uid:")[1].split()[0])
+    assert uid >= 1_500_000_000
+    until("the banner", lambda: "ready" in "".join(jailing.console(machine.id)))
+    other = jailing.put(jailing.machine(tiny_kernel, rootfs=rootfs))
+    other_uid = int(Path(f"/proc/{other.pid}/status").read_text().split("Uid:")[1].split()[0])
+    assert other_uid != uid
+    jailing.delete(other.id)
+
+    jailing.kill()
+    jailing.start()
+    found = until("it is found", lambda: jailing.get(machine.id))
+    assert found.pid == status.pid
+
+    second = machine.model_copy(update={"generation": 2, "boot": 2})
+    again = jailing.put(second)
+    assert (again.state, again.boot) == ("running", 2), again.error
+    stopped = jailing.put(second.model_copy(update={"generation": 3, "power": "stopped"}))
+    assert (stopped.state, stopped.exit_cause) == ("stopped", "stopped")
+    jailing.delete(machine.id)
+    assert jailing.traces() == before
