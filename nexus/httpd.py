@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nexus.api.errors import ErrorBody, ErrorCode, NexusError, code_for_status
 from nexus.ids import new_id
@@ -33,6 +34,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 log = structlog.get_logger("http")
 
 MAX_BODY_BYTES = 1 << 20
+MAX_HEAD_BYTES = 1 << 16
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 
 
@@ -267,12 +269,42 @@ def _listen_unix(path: Path) -> socket.socket:
     return listener
 
 
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, which refuses what is no HTTP with the envelope and bounds heads."""
+
+    _head_bytes: int | None = None
+    """How much of an unfinished head has come; None outside of one."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_bytes is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.send_400_response(f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
+
+    def on_message_begin(self) -> None:
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = None
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        request_id = new_id()
+        response = envelope(request_id, 400, "bad_request", msg)
+        head = [b"HTTP/1.1 400 Bad Request", *(b": ".join(pair) for pair in response.raw_headers)]
+        head += [b"x-request-id: " + request_id.encode(), b"connection: close", b"", b""]
+        self.transport.write(b"\r\n".join(head) + bytes(response.body))
+        self.transport.close()
+
+
 def server(app: App, *, drain_s: int = 3) -> uvicorn.Server:
     """A uvicorn server without its own signal-less logging; run it with ``serve(sockets=[…])``."""
     config = uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=HttpProtocol,
         ws="websockets-sansio",
         lifespan="on",
         log_config=None,

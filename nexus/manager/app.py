@@ -26,7 +26,6 @@ from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.tokens import ensure_admin_token, lookup_in
 from nexus.manager.services.vms import VmService
-from nexus.manager.strict_json import StrictJson
 from nexus.manager.verify import Verifier
 from nexus.manager.waiters import Waiters
 
@@ -80,7 +79,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.runtime = runtime
     for router in ROUTERS:
         app.include_router(router)
-    app.add_middleware(StrictJson)
     security.install(app, runtime.verifier)
     httpd.install(app)
     security.check_routes(app)
