@@ -1,0 +1,350 @@
+"""What an attacker sends: requests that are well-formed HTTP but wrong in every other way."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+JSON = [("content-type", "application/json")]
+HUGE = 10**400
+LONG = "x" * 200_000
+
+BAD_BODIES: list[bytes] = [
+    b"",
+    b" ",
+    b"\x00",
+    b"{",
+    b"}",
+    b"[]",
+    b"[[]]",
+    b"null",
+    b"true",
+    b"0",
+    b'""',
+    b'"x"',
+    b"{}{}",
+    b"{'recipe': 'busybox'}",
+    b"{recipe: 1}",
+    b'{"recipe": "busybox",}',
+    b"NaN",
+    b"Infinity",
+    b"-Infinity",
+    b'{"vcpu": NaN}',
+    b'{"vcpu": Infinity}',
+    b'{"vcpu": -Infinity}',
+    b'{"vcpu": 1e999}',
+    b'{"vcpu": 1' + b"0" * 5000 + b"}",
+    b'{"vcpu": 1, "vcpu": 2}',
+    b'{"recipe": "busybox", "recipe": "busybox"}',
+    b'{"name": "\xff\xfe"}',
+    b'{"name": "\xc0\xaf"}',
+    b'{"name": "\xed\xa0\x80"}',
+    b'{"name": "\\ud800"}',
+    b'{"\\ud800": 1}',
+    b'{"name": "a\\u0000b"}',
+    b'{"a\\u0000b": 1}',
+    b'{"name": "\x01"}',
+    b"\xff\xfe{\x00}\x00",
+    b"\xef\xbb\xbf{}",
+    '{"name": "x"}'.encode("utf-16"),
+    b"[" * 100_000,
+    b"[" * 100_000 + b"]" * 100_000,
+    b'{"a":' * 20_000 + b"1" + b"}" * 20_000,
+    b'{"a":' * 70 + b"1" + b"}" * 70,
+    b'{"__proto__": {}}',
+    b'{"constructor": 1}',
+    b'{"unknown": 1}',
+    b'{"x": "' + b"y" * (2 << 20) + b'"}',
+]
+
+BAD_VM_FIELDS: dict[str, list[Any]] = {
+    "name": [
+        "", "-", "-a", "a-", "A", "a b", "a_b", "a.b", "..", "../x", "a/b", "%2e%2e", "x" * 64,
+        LONG, "ä", "a\n", "a\r\nX: y", "💥", "\u202e", 1, 1.5, True, [], {}, "$(id)", "; rm -rf /",
+        "' OR 1=1 --",
+    ],
+    "vcpu": [0, -1, 33, 2**31, 2**63, 2**64, HUGE, 1.5, "1", "", True, None, [], {}, "0x1"],
+    "mem_mib": [0, -1, 15, 2**21, 2**63, HUGE, 256.5, "256", True, None, [], {}],
+    "kernel": ["", "..", "../../etc/passwd", "/etc/passwd", "A", "x" * 129, LONG, 1, True, [], {}],
+    "initrd": ["", "../x", "/dev/zero", 1, False, []],
+    "rootfs": ["", "../x", "/dev/sda", "file:///etc/passwd", 1, False, {}],
+    "kernel_args": ["\n", "a\tb", "é", "x" * 1025, 1, [], {"a": 1}],
+    "tags": [
+        [], "x", 1, {"": "x"}, {"a b": "x"}, {"a": 1}, {"a": None}, {"a": "\n"}, {"a": "x" * 256},
+        {"../x": "y"}, {f"k{number}": "v" for number in range(65)},
+    ],
+    "start": ["true", 1, 0, None, [], "yes"],
+    "user_data": [1, [], {}, "x" * 65537],
+    "ssh_keys": ["x", 1, [1], [""], ["short"], ["ssh-rsa \n" + "A" * 40], ["k" * 20] * 33, {}],
+    "host_path": ["/etc/passwd"],
+    "id": ["0193c5e4-0000-7000-8000-000000000000"],
+    "project": ["other"],
+    "drives": [[{"path": "/etc/shadow"}]],
+}  # fmt: skip
+
+BAD_IMAGE_PATHS: list[Any] = [
+    "", ".", "..", "/", "//", "../x", "../../etc/passwd", "/etc/passwd", "/etc/shadow", "/dev/zero",
+    "/dev/stdin", "/proc/self/root/etc/passwd", "/proc/self/environ", "/proc/self/fd/0",
+    "/sys/kernel", "fifo", "empty", "out", "none", "disk/..", "disk/../disk", "x/" * 2000,
+    "x" * 300, LONG, "~/x", "file:///etc/passwd", "http://127.0.0.1/", "\\\\host\\share",
+    "%2e%2e/%2e%2e/etc/passwd", "..%2f..%2fetc%2fpasswd", "a\nb", "disk\n", "💥", 1, True, None,
+    [], {}, ["disk"], {"path": "disk"},
+]  # fmt: skip
+
+BAD_IMAGES: list[dict[str, Any]] = [
+    {},
+    {"kind": "rootfs"},
+    {"kind": "rootfs", "name": "x"},
+    {"name": "x", "host_path": "disk"},
+    *[
+        {"kind": kind, "name": "x", "host_path": "disk"}
+        for kind in ("", "ROOTFS", "disk", "kernel\n", 1, None, [], {}, True)
+    ],
+    *[
+        {"kind": "rootfs", "name": name, "host_path": "disk"}
+        for name in (
+            "", "A", "-x", ".x", "..", "../x", "a/b", "x" * 129, LONG, "a b", "a\n", "ä", 1, None,
+            [], "builds", "0193c5e4-0000-7000-8000-000000000000",
+        )
+    ],
+    {"kind": "rootfs", "name": "x", "host_path": "disk", "sha256": "0" * 64},
+    {"kind": "rootfs", "name": "x", "host_path": "disk", "project": "other"},
+    {"kind": "kernel", "name": "x", "host_path": "disk"},
+]  # fmt: skip
+
+BAD_REFS = [
+    "..", ".", "...", "%2e%2e", "..%2f..%2fetc%2fpasswd", "%2fetc%2fpasswd", "a%00b", "%00", "%ff",
+    "%c0%af", "%ed%a0%80", "a%0d%0aX:y", "a%20b", "A", "-", "x" * 200, "x" * 5000, "a_b", "~",
+    "*", "%25", "%", "%zz", "'%20OR%201=1--", "$(id)", "{ref}", "null", "0", "-1", "1e9",
+    "0193c5e4-0000-7000-8000-000000000000", "0193C5E4-0000-7000-8000-000000000000",
+    "00000000-0000-0000-0000-000000000000", "nobody",
+]  # fmt: skip
+
+BAD_QUERIES = {
+    "/v1/vms": [
+        "limit=0", "limit=-1", "limit=1001", "limit=abc", "limit=", "limit=1.5", "limit=NaN",
+        f"limit={10**30}", f"limit={'9' * 5000}", "cursor=", "cursor=x", "cursor=..", "cursor=%00",
+        "cursor=%ff", f"cursor={'x' * 5000}", "cursor=0193c5e4", "state=", "state=bad",
+        "state=RUNNING", "state=running%00", "name=", "name=A", "name=%25", "name=a%00", "name=..",
+        "name=%ff", "limit=1&limit=x",
+    ],
+    "/v1/images": [
+        "limit=0", "limit=-1", "limit=1001", "limit=x", f"limit={10**30}", "cursor=x", "cursor=%00",
+        "kind=", "kind=bad", "kind=kernel%00", "name=", "name=..", "name=%ff", "unknown=1",
+        "kind=kernel&kind=bad",
+    ],
+    "/v1/images/builds": ["limit=0", "limit=x", "cursor=1", f"cursor={10**30}", "unknown=1"],
+    "/v1/hosts": ["limit=0", "limit=x", "cursor=1", "cursor=%00"],
+}  # fmt: skip
+
+BAD_VM_QUERIES = [
+    ("GET", "/logs?tail=-1"),
+    ("GET", "/logs?tail=x"),
+    ("GET", "/logs?tail=1.5"),
+    ("GET", f"/logs?tail={10**30}"),
+    ("GET", "/logs?tail=10001"),
+    ("GET", "/logs?source="),
+    ("GET", "/logs?source=/etc/passwd"),
+    ("GET", "/logs?source=../console"),
+    ("GET", "/logs?follow=perhaps"),
+    ("GET", "/events?cursor=-1"),
+    ("GET", "/events?cursor=x"),
+    ("GET", f"/events?cursor={10**30}"),
+    ("GET", f"/events?cursor={2**63}"),
+    ("GET", "/events?limit=0"),
+    ("POST", "/start?wait=soon"),
+    ("POST", "/start?wait="),
+    ("POST", "/start?wait=running&timeout_s=0"),
+    ("POST", "/start?wait=running&timeout_s=-1"),
+    ("POST", "/start?wait=running&timeout_s=nan"),
+    ("POST", "/start?wait=running&timeout_s=inf"),
+    ("POST", "/start?wait=running&timeout_s=1e9"),
+    ("POST", "/stop?timeout_s=-1"),
+    ("POST", "/stop?timeout_s=nan"),
+    ("POST", "/stop?force=perhaps"),
+    ("POST", "/pause"),
+    ("POST", "/resume"),
+    ("DELETE", "?wait=never"),
+    ("DELETE", "?timeout_s=x"),
+    ("GET", "/console"),
+    ("GET", "/start"),
+    ("POST", "/reboot-the-host"),
+    ("POST", "/../../start"),
+    ("GET", "/logs/../../../etc/passwd"),
+]
+
+BAD_HEADERS: list[list[tuple[str, str | bytes]]] = [
+    [],
+    [("content-type", "")],
+    [("content-type", "text/plain")],
+    [("content-type", "application/xml")],
+    [("content-type", "multipart/form-data")],
+    [("content-type", "multipart/form-data; boundary=x")],
+    [("content-type", "application/x-www-form-urlencoded")],
+    [("content-type", b"\xff\xfe")],
+    [("content-type", "application/json; charset=utf-16")],
+    [("content-type", "application/json"), ("content-type", "text/plain")],
+    [*JSON, ("x-request-id", b"\xff")],
+    [*JSON, ("x-request-id", "x" * 1000)],
+    [*JSON, ("x-request-id", '"><script>')],
+    [*JSON, ("idempotency-key", b"\xff\xfe")],
+    [*JSON, ("idempotency-key", "x" * 10_000)],
+    [*JSON, ("content-encoding", "gzip")],
+    [*JSON, ("x-http-method-override", "DELETE")],
+    [*JSON, ("x-forwarded-for", "127.0.0.1")],
+    [*JSON, ("host", "evil.example")],
+    [*JSON, ("range", "bytes=0-99999999999")],
+    [*JSON, ("accept", "text/html")],
+    [*JSON, ("cookie", "x" * 8000)],
+]
+
+BAD_TOKENS: list[bytes] = [
+    b"",
+    b"Bearer",
+    b"Bearer ",
+    b"Bearer x",
+    b"bearer nxs_",
+    b"Bearer nxs_0_0",
+    b"Bearer nxs_" + b"0" * 16 + b"_" + b"0" * 64,
+    b"Bearer nxs_" + b"f" * 16 + b"_" + b"\xff" * 64,
+    b"Bearer \xff\xfe",
+    b"Bearer " + b"x" * 50_000,
+    b"Basic YWRtaW46YWRtaW4=",
+    b"Digest username=admin",
+    b"Bearer null",
+    b"Bearer ' OR 1=1 --",
+    b"Bearer ../../admin.token",
+    b"Negotiate",
+]
+
+METHODS = ["PUT", "PATCH", "HEAD", "OPTIONS", "TRACE", "PROPFIND", "LINK"]
+
+_AUTH = b"Authorization: Bearer TOKEN\r\n"
+MALFORMED: list[bytes] = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"hello\r\n\r\n",
+    b"GET\r\n\r\n",
+    b"GET /\r\n\r\n",
+    b"get /v1/vms HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"BREW /v1/vms HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /v1/vms HTTP/9.9\r\nHost: x\r\n\r\n",
+    b"GET /v1/vms HTTX/1.1\r\nHost: x\r\n\r\n",
+    b"GET /v1/vms\x00 HTTP/1.1\r\nHost: x\r\n" + _AUTH + b"\r\n",
+    b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n" + _AUTH + b"\r\n",
+    b"GET v1/vms HTTP/1.1\r\nHost: x\r\n" + _AUTH + b"\r\n",
+    b"GET http:// HTTP/1.1\r\nHost: x\r\n" + _AUTH + b"\r\n",
+    b"GET /v1/vms HTTP/1.1\r\nHost : x\r\n" + _AUTH + b"\r\n",
+    b"GET /v1/vms HTTP/1.1\r\nNo colon\r\n" + _AUTH + b"\r\n",
+    b"GET /v1/vms HTTP/1.1\r\nX: a\x00b\r\n" + _AUTH + b"\r\n",
+    b"GET /v1/vms HTTP/1.1\r\n: empty\r\n" + _AUTH + b"\r\n",
+    b"POST /v1/vms HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n" + _AUTH + b"\r\n",
+    b"POST /v1/vms HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n" + _AUTH + b"\r\n",
+    b"POST /v1/vms HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    b"POST /v1/vms HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+    b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+    b"GET /v1/vms HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"y" * (1 << 20) + b"\r\n\r\n",
+]
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """One request; with ``authenticated`` the manager's own admin token goes with it."""
+
+    method: str
+    path: str
+    headers: list[tuple[str, str | bytes]] = field(default_factory=list)
+    body: bytes = b""
+    authenticated: bool = True
+
+    def raw(self, token: str) -> bytes:
+        """The request as bytes on the wire."""
+        headers: list[tuple[str, str | bytes]] = [*self.headers]
+        if self.authenticated:
+            headers.append(("authorization", f"Bearer {token}"))
+        if not any(name == "host" for name, _ in headers):
+            headers.append(("host", "127.0.0.1"))
+        headers += [("content-length", str(len(self.body))), ("connection", "close")]
+        lines = [f"{self.method} {self.path} HTTP/1.1".encode()]
+        lines += [
+            name.encode() + b": " + (value if isinstance(value, bytes) else value.encode())
+            for name, value in headers
+        ]
+        return b"\r\n".join([*lines, b"", b""]) + self.body
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path[:100]} {str(self.headers)[:100]} {self.body[:100]!r}"
+
+
+def hostile_requests(vm: str, image_id: str) -> list[Hostile]:
+    """Everything above, sent to where it might hurt."""
+    creates = ("/v1/vms", "/v1/images", "/v1/images/builds")
+    made = [Hostile("POST", path, [*JSON], body) for path in creates for body in BAD_BODIES]
+    made += [
+        Hostile("POST", "/v1/vms", [*JSON], json.dumps({name: value}).encode())
+        for name, values in BAD_VM_FIELDS.items()
+        for value in values
+    ]
+    made += [
+        Hostile("POST", "/v1/images", [*JSON], json.dumps(body).encode()) for body in BAD_IMAGES
+    ]
+    made += [
+        Hostile(
+            "POST",
+            "/v1/images",
+            [*JSON],
+            json.dumps({"kind": "rootfs", "name": "x", "host_path": path}).encode(),
+        )
+        for path in BAD_IMAGE_PATHS
+    ]
+    made += [
+        Hostile("POST", "/v1/images/builds", [*JSON], json.dumps({"recipe": recipe}).encode())
+        for recipe in ("", "BUSYBOX", "../x", "debian", "busybox; id", 1, None, [], {}, "--help")
+    ]
+    made += [
+        Hostile(method, f"{base}/{ref}")
+        for ref in BAD_REFS
+        for method, base in (
+            ("GET", "/v1/vms"),
+            ("DELETE", "/v1/vms"),
+            ("DELETE", "/v1/images"),
+            ("GET", "/v1/images/builds"),
+            ("GET", "/v1/hosts"),
+        )
+    ]
+    made += [Hostile("POST", f"/v1/vms/{ref}/start") for ref in BAD_REFS]
+    made += [
+        Hostile("GET", f"{path}?{query}")
+        for path, queries in BAD_QUERIES.items()
+        for query in queries
+    ]
+    made += [Hostile(method, f"/v1/vms/{vm}{rest}") for method, rest in BAD_VM_QUERIES]
+    made += [Hostile("POST", "/v1/images", headers, b'{"x": 1}') for headers in BAD_HEADERS]
+    made += [
+        Hostile(method, "/v1/vms", [("authorization", token)], authenticated=False)
+        for token in BAD_TOKENS
+        for method in ("GET", "POST")
+    ]
+    made += [
+        Hostile(method, path)
+        for method in METHODS
+        for path in (*creates, f"/v1/vms/{vm}/start", "/v1/hosts", "/nowhere")
+    ]
+    made += [
+        Hostile("DELETE", f"/v1/images/{image_id}"),
+        Hostile("GET", "/v1/vms/../../etc/passwd"),
+        Hostile("GET", "/v1//vms"),
+        Hostile("GET", "//v1/vms"),
+        Hostile("GET", "/v1/vms;x=y"),
+        Hostile("GET", "/V1/VMS"),
+        Hostile("GET", "/%76%31/nothing"),
+        Hostile("GET", "/" + "a/" * 10_000),
+        Hostile(
+            "GET", "/v1/vms?" + "&".join(f"limit={number}" for number in range(5000)) + "&limit=x"
+        ),
+        Hostile("GET", "/v1/vms?token=TOKEN"),
+        Hostile("GET", "/v1/vms?access_token=nxs_0_0"),
+        Hostile("GET", "/docs"),
+        Hostile("GET", "/redoc"),
+        Hostile("GET", "/.env"),
+        Hostile("GET", "/static/../../etc/passwd"),
+    ]
+    return made
