@@ -65,7 +65,7 @@ async def hello(client: AsyncClient, say: Say) -> None:
     try:
         with anyio.fail_after(HELLO_TIMEOUT_S):
             async for chunk in client.vms.follow_logs(vm.id, source="console"):
-                seen += chunk if isinstance(chunk, str) else chunk.decode(errors="replace")
+                seen += chunk.decode(errors="replace")
                 *lines, seen = seen.split("\n")
                 for line in lines:
                     say.guest(line)

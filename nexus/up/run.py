@@ -71,7 +71,7 @@ async def _run(place: Place, say: Say, *, demo: bool) -> None:
         await _wait_ready(place, (agent, manager))
         async with AsyncClient(url=place.url, token=place.token_file.read_text().strip()) as client:
             await first.ensure_images(client, say)
-            host = (await client.hosts.list().first()).model_copy()
+            (host,) = [host async for host in client.hosts.list()]
             if demo:
                 await first.hello(client, say)
         say.ready(

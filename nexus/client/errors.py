@@ -1,0 +1,88 @@
+"""What the SDK raises. Every error carries the manager's own words and its suggestion."""
+
+import httpx
+
+from nexus.api.errors import ErrorBody
+
+
+class NexusApiError(Exception):
+    """The manager refused or failed. ``status`` is 0 when there was no answer at all."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        suggestion: str | None = None,
+        fault_message: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.suggestion = suggestion
+        self.fault_message = fault_message
+        self.request_id = request_id
+
+
+class NotFoundError(NexusApiError):
+    """404: there is no such thing."""
+
+
+class DeniedError(NexusApiError):
+    """401 or 403: no valid token, or one that may not do this."""
+
+
+class ConflictError(NexusApiError):
+    """409: the thing is not in a state that allows this, or the name is taken."""
+
+
+class WaitTimedOut(NexusApiError):
+    """504: what was waited for did not come true in time; nothing was undone."""
+
+
+class NotReachable(NexusApiError):
+    """No connection, or it broke before the answer was complete."""
+
+
+_BY_STATUS: dict[int, type[NexusApiError]] = {
+    401: DeniedError,
+    403: DeniedError,
+    404: NotFoundError,
+    409: ConflictError,
+    504: WaitTimedOut,
+}
+
+
+def error_of(response: httpx.Response) -> NexusApiError:
+    """The exception for a non-2xx answer whose body has been read."""
+    kind = _BY_STATUS.get(response.status_code, NexusApiError)
+    try:
+        body = ErrorBody.model_validate_json(response.content)
+    except ValueError:
+        return kind(
+            response.status_code,
+            "internal",
+            f"HTTP {response.status_code} without Nexus' error envelope",
+            suggestion="check that the address is that of a Nexus manager",
+            request_id=response.headers.get("x-request-id"),
+        )
+    return kind(
+        body.status,
+        body.error,
+        body.message,
+        suggestion=body.suggestion,
+        fault_message=body.fault_message,
+        request_id=body.request_id,
+    )
+
+
+def not_reachable(url: str, cause: Exception) -> NotReachable:
+    return NotReachable(
+        0,
+        "host_unreachable",
+        f"no answer from {url}: {str(cause) or type(cause).__name__}",
+        suggestion="is Nexus running? start it with: nexus up",
+    )

@@ -1,0 +1,216 @@
+"""The sync client."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx
+
+from nexus.api.common import Page
+from nexus.api.hosts import Host
+from nexus.api.images import (
+    Image,
+    ImageBuild,
+    ImageBuildCreate,
+    ImageCreate,
+    ImageKind,
+    ImageRecipe,
+)
+from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, WaitState
+from nexus.client import calls
+from nexus.client.calls import Call
+from nexus.client.connect import find_connection
+from nexus.client.errors import NexusApiError, NotReachable, error_of, not_reachable
+from nexus.client.retries import RETRY_STATUSES, backoffs
+
+T = TypeVar("T")
+
+
+class Client:
+    """A manager's API. Use as a context manager, or call ``close``.
+
+    Raises NexusApiError and its subclasses; reads are retried when the connection or the manager
+    fails, changes never are.
+    """
+
+    def __init__(self, url: str | None = None, token: str | None = None) -> None:
+        """Without arguments: the installation that ``find_connection`` finds."""
+        if url is None or token is None:
+            found = find_connection(url=url)
+            url, token = found.url, token or found.token
+        self._url = url
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=url, headers=headers, trust_env=False)
+        self.vms = Vms(self)
+        self.images = Images(self)
+        self.hosts = Hosts(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def ready(self) -> bool:
+        """Whether the manager serves and has a healthy host."""
+        try:
+            return self.send(calls.ready())
+        except NexusApiError:
+            return False
+
+    def send(self, call: Call[T]) -> T:
+        """Sends one call. Raises NexusApiError."""
+        for pause_s in backoffs(call):
+            try:
+                response = self._http.request(
+                    call.method,
+                    call.path,
+                    params=call.params(),
+                    content=call.content(),
+                    headers={"content-type": "application/json"} if call.body else None,
+                    timeout=call.timeout_s,
+                )
+            except httpx.TransportError as error:
+                if pause_s is None:
+                    raise not_reachable(self._url, error) from error
+            else:
+                if response.is_success:
+                    return call.read(response.content)
+                if pause_s is None or response.status_code not in RETRY_STATUSES:
+                    raise error_of(response)
+            time.sleep(pause_s)
+        raise NotReachable(0, "host_unreachable", "not sent")
+
+    def stream(self, call: Call[None]) -> Iterator[bytes]:
+        """The answer's body as it comes, until the manager ends it."""
+        try:
+            with self._http.stream(
+                call.method, call.path, params=call.params(), timeout=httpx.Timeout(10, read=None)
+            ) as response:
+                if not response.is_success:
+                    response.read()
+                    raise error_of(response)
+                yield from response.iter_raw()
+        except httpx.TransportError as error:
+            raise not_reachable(self._url, error) from error
+
+    def pages(self, page: Callable[[str | None], Call[Page[T]]]) -> Iterator[T]:
+        """Every item of a list, fetched page by page."""
+        cursor = None
+        for _ in itertools.count():
+            answer = self.send(page(cursor))
+            yield from answer.items
+            cursor = answer.next_cursor
+            if cursor is None:
+                return
+
+
+class Vms:
+    """``client.vms``. A VM is named by its id or its name."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(
+        self, spec: VmCreate, *, wait: WaitState | None = None, timeout_s: float | None = None
+    ) -> Vm:
+        """Makes a VM. With ``wait``, returns when it is so or in ``error``."""
+        return self._client.send(calls.create_vm(spec, wait, timeout_s))
+
+    def list(
+        self, *, state: VmState | None = None, name: str | None = None, limit: int | None = None
+    ) -> Iterator[Vm]:
+        """All VMs, oldest first; ``limit`` is the size of a page."""
+        return self._client.pages(lambda cursor: calls.list_vms(state, name, limit, cursor))
+
+    def get(self, ref: str) -> Vm:
+        return self._client.send(calls.get_vm(ref))
+
+    def start(
+        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
+    ) -> None:
+        self._client.send(calls.act_on_vm(ref, "start", wait, timeout_s))
+
+    def stop(
+        self,
+        ref: str,
+        *,
+        force: bool = False,
+        grace_s: float | None = None,
+        wait: WaitState | None = None,
+    ) -> None:
+        """Asks the guest to power off; kills it after ``grace_s`` seconds, or at once."""
+        self._client.send(calls.stop_vm(ref, force, grace_s, wait))
+
+    def pause(
+        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
+    ) -> None:
+        self._client.send(calls.act_on_vm(ref, "pause", wait, timeout_s))
+
+    def resume(
+        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
+    ) -> None:
+        self._client.send(calls.act_on_vm(ref, "resume", wait, timeout_s))
+
+    def delete(self, ref: str, *, wait: bool = True, timeout_s: float | None = None) -> None:
+        """Deletes a VM in whatever state it is."""
+        self._client.send(calls.delete_vm(ref, wait, timeout_s))
+
+    def logs(self, ref: str, *, source: LogSource = "console", tail: int = 100) -> LogChunk:
+        return self._client.send(calls.vm_logs(ref, source, tail))
+
+    def follow_logs(self, ref: str, *, source: LogSource = "console") -> Iterator[bytes]:
+        """What is written from the log's beginning on, as it is written."""
+        return self._client.stream(calls.follow_vm_logs(ref, source))
+
+    def events(self, ref: str, *, limit: int | None = None) -> Iterator[VmEvent]:
+        return self._client.pages(lambda cursor: calls.vm_events(ref, limit, cursor))
+
+
+class Images:
+    """``client.images``."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def register(self, spec: ImageCreate) -> Image:
+        """Registers a file that lies under the manager's image root."""
+        return self._client.send(calls.register_image(spec))
+
+    def list(
+        self, *, kind: ImageKind | None = None, name: str | None = None, limit: int | None = None
+    ) -> Iterator[Image]:
+        return self._client.pages(lambda cursor: calls.list_images(kind, name, limit, cursor))
+
+    def get(self, ref: str) -> Image:
+        return self._client.send(calls.get_image(ref))
+
+    def delete(self, ref: str) -> None:
+        self._client.send(calls.delete_image(ref))
+
+    def build(self, recipe: ImageRecipe) -> ImageBuild:
+        """Begins a build, or returns the one of this recipe that runs already."""
+        return self._client.send(calls.build_image(ImageBuildCreate(recipe=recipe)))
+
+    def get_build(self, build_id: str) -> ImageBuild:
+        return self._client.send(calls.get_build(build_id))
+
+
+class Hosts:
+    """``client.hosts``."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def list(self, *, limit: int | None = None) -> Iterator[Host]:
+        return self._client.pages(lambda cursor: calls.list_hosts(limit, cursor))
