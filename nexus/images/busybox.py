@@ -29,6 +29,24 @@ FOLDERS = {
 UUID = "6e657875-7300-4000-8000-6275737962ff"
 """The file system's UUID, fixed so that the same packages give the same image."""
 
+FEATURES = (
+    "64bit",
+    "dir_index",
+    "dir_nlink",
+    "ext_attr",
+    "extent",
+    "extra_isize",
+    "filetype",
+    "flex_bg",
+    "has_journal",
+    "huge_file",
+    "large_file",
+    "metadata_csum",
+    "resize_inode",
+    "sparse_super",
+)
+"""What ext4 is here, named so that the machine's mke2fs.conf does not matter."""
+
 
 def build(out: Path, *, packages: Packages, progress: Progress = quiet) -> Path:
     """Builds ``rootfs.ext4`` in ``out``, a sparse file of 64 MiB, and returns its path.
@@ -82,16 +100,23 @@ def make_ext4(tree: Path, image: Path, size_mib: int) -> None:
     with image.open("wb") as file:
         file.truncate(size_mib << 20)
     image.chmod(0o644)
+    # The library's own clock, so that two builds are alike.
+    environment = {**os.environ, "E2FSPROGS_FAKE_TIME": "1", "MKE2FS_CONFIG": os.devnull}
     as_root = [] if os.geteuid() == 0 else ["unshare", "--map-root-user"]
     tools.run(
         [
             *as_root,
             tools.find("mke2fs"),
-            *("-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "nexus-root", "-U", UUID),
-            *("-O", "^resize_inode,^metadata_csum_seed"),
+            *("-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0"),
+            *("-L", "nexus-root", "-U", UUID, "-O", ",".join(("none", *FEATURES))),
             *("-E", f"root_owner=0:0,hash_seed={UUID},assume_storage_prezeroed=1,nodiscard"),
             *("-d", str(tree), str(image)),
         ],
-        # The library's own clock, so that two builds are alike.
-        environment={**os.environ, "E2FSPROGS_FAKE_TIME": "1", "MKE2FS_CONFIG": os.devnull},
+        environment=environment,
+    )
+    # mke2fs takes over the time at which each file was changed here, which nobody can set.
+    names = ["/", *(f"/{path.relative_to(tree)}" for path in tree.rglob("*"))]
+    commands = "".join(f'set_inode_field "{name}" ctime 0\n' for name in names)
+    tools.run(
+        ["debugfs", "-w", "-f", "-", str(image)], stdin=commands.encode(), environment=environment
     )

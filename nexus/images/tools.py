@@ -9,6 +9,7 @@ from nexus.images.errors import BuildError, ToolMissing
 
 PACKAGE_OF = {
     "apt-get": "apt",
+    "debugfs": "e2fsprogs",
     "dpkg-deb": "dpkg",
     "gcc": "gcc",
     "lz4": "lz4",
