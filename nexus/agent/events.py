@@ -83,4 +83,4 @@ async def lines(
 
 
 def _line(event: AgentEvent) -> bytes:
-    return event.model_dump_json(exclude_none=True).encode() + b"\n"
+    return event.model_dump_json().encode() + b"\n"

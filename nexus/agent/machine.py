@@ -31,6 +31,8 @@ from nexus.vmm.errors import VmmError, VmmFailure
 
 BOOT_TIMEOUT_S = 30.0
 """From spawn until the API says that the guest runs."""
+BOOTED = b"Successfully started microvm"
+QUIET_S = 0.25
 KILL_TIMEOUT_S = 10.0
 API_TIMEOUT_S = 5.0
 
@@ -336,6 +338,8 @@ class MachineLife:
         vmm = self._held()
         try:
             with anyio.fail_after(BOOT_TIMEOUT_S):
+                if self.record.engine == "firecracker":
+                    await self._await_log(vmm)
                 info = await self.client.wait_for_socket(BOOT_TIMEOUT_S, died=lambda: not vmm.alive)
                 while info.state == "Not started":
                     await anyio.sleep(0.002)
@@ -361,6 +365,17 @@ class MachineLife:
         self.record.error = None
         self._save()
         faults.point("after_running")
+
+    async def _await_log(self, vmm: Vmm) -> None:
+        """Until Firecracker's log says that it booted, or a moment has passed.
+
+        A request that is under way when Firecracker fails to boot makes its API thread panic, and
+        its seccomp filter then ends it before it has written down why: so nothing is asked before.
+        """
+        with anyio.move_on_after(QUIET_S):
+            log_file = self.paths.vmm_log
+            while vmm.alive and BOOTED not in log_file.read_bytes():  # noqa: ASYNC110 - a file
+                await anyio.sleep(0.001)
 
     async def _set_paused(self, paused: bool) -> None:
         client = self.client

@@ -171,6 +171,8 @@ class Agent:
         return [str(line).strip() for line in lines]
 
     def type(self, vm_id: str, keys: bytes) -> None:
+        """Keys to a guest that is up: before its banner it throws them away."""
+        until("the guest is up", lambda: "nexus-tiny ready" in "".join(self.console(vm_id)))
         fifo = os.open(self.run_dir / "vms" / vm_id / "console.in", os.O_RDWR | os.O_NONBLOCK)
         os.write(fifo, keys)
         os.close(fifo)
