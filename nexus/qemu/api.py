@@ -35,7 +35,6 @@ from nexus.vmm.types import (
     PartialMachineConfiguration,
     PartialNetworkInterface,
     ShownBalloon,
-    ShownMachineConfiguration,
     SnapshotCreateParams,
     SnapshotLoadParams,
     Vm,
@@ -132,7 +131,8 @@ class Api:
             fatal = fault.fatal
             body_out = msgspec.json.encode(Error(fault_message=fault.message))
             reply = Reply(400, body_out)
-        reply.deprecated = _is_deprecated(request, parts)
+        unread = b"deserializing the json body" in reply.body
+        reply.deprecated = not unread and _is_deprecated(request, parts)
         if reply.deprecated:
             self._metrics.count("deprecated_api", "deprecated_http_api_calls")
         return reply, fatal
@@ -203,7 +203,8 @@ class Api:
     # -- configuration ---------------------------------------------------------------------------
 
     def _get_machine(self, body: bytes, rest: str | None) -> Reply:
-        return _json(as_shown(self._instance.config.machine, ShownMachineConfiguration))
+        shown = msgspec.to_builtins(self._instance.config.machine_shown())
+        return _json({name: value for name, value in shown.items() if value is not None})
 
     def _put_machine(self, body: bytes, rest: str | None) -> Reply:
         new = decode(body, MachineConfiguration)

@@ -144,7 +144,7 @@ class Configuration:
 
     def put_nic(self, new: NetworkInterface) -> None:
         if new.guest_mac is not None and not _MAC.fullmatch(new.guest_mac):
-            raise refusal("The provided MAC address is invalid.")
+            raise refusal("The provided MAC address is invalid")
         others = [nic for nic in self.nics if nic.config.iface_id != new.iface_id]
         if new.guest_mac is not None and any(
             nic.config.guest_mac == new.guest_mac for nic in others
@@ -194,6 +194,10 @@ class Configuration:
             for nic in self.nics
         ]
 
+    def machine_shown(self) -> ShownMachineConfiguration:
+        """``GET /machine-config``."""
+        return as_shown(self.machine, ShownMachineConfiguration)
+
     def shown(self) -> FullVmConfiguration:
         """``GET /vm/config``."""
         boot = self.boot or BootSource(kernel_image_path="")
@@ -201,7 +205,7 @@ class Configuration:
             balloon=as_shown(self.balloon, ShownBalloon) if self.balloon else None,
             drives=[as_shown(drive, ShownDrive) for drive in self.drives],
             boot_source=as_shown(boot, ShownBootSource),
-            machine_config=as_shown(self.machine, ShownMachineConfiguration),
+            machine_config=self.machine_shown(),
             network_interfaces=[as_shown(nic.config, ShownNetworkInterface) for nic in self.nics],
             entropy=as_shown(self.entropy, ShownEntropyDevice) if self.entropy else None,
         )

@@ -27,6 +27,7 @@ class Guest:
         self.process = process
         self.version = version
         self._swaps = 0
+        self._saved: bytes | None = None
 
     @classmethod
     def launch(
@@ -57,6 +58,7 @@ class Guest:
             raise Fault(f"{refused}QEMU does not answer.") from error
 
     def resume(self) -> None:
+        self._saved = None
         self.ask("Cannot resume the microVM: ", "cont")
 
     def pause(self) -> None:
@@ -103,16 +105,22 @@ class Guest:
         return actual, {name: value for name, value in stats.items() if value >= 0}
 
     def save(self) -> bytes:
-        """QEMU's stream of the stopped machine's devices; memory is not in it."""
+        """QEMU's stream of the stopped machine's devices; memory is not in it.
+
+        QEMU gives it once a stop; until the machine runs again it stays what it was.
+        """
+        if self._saved is not None:
+            return self._saved
         refused = "Create snapshot error: Cannot save the microVM state: "
         self.ask(refused, "migrate-set-capabilities", capabilities=_CAPABILITIES)
         target = os.memfd_create("nexus-state")
         try:
             self._transfer(refused, "migrate", target)
             size = os.fstat(target).st_size
-            return os.pread(target, size, 0)
+            self._saved = os.pread(target, size, 0)
         finally:
             os.close(target)
+        return self._saved
 
     def load(self, stream: bytes, refused: str) -> None:
         """Feeds a saved stream to a QEMU that was launched without a kernel."""
