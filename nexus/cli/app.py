@@ -121,7 +121,7 @@ def list_vms(
     vms.ls(session(context, output), state, name)
 
 
-app.command("ps", hidden=True)(list_vms)
+app.command("ps", help="The same as ls.")(list_vms)
 
 
 @app.command()
@@ -136,14 +136,16 @@ def show(context: typer.Context, name: Name, output: Output = None) -> None:
 
 
 @app.command()
-def start(context: typer.Context, names: Names, timeout: Timeout = 60.0) -> None:
+def start(
+    context: typer.Context, names: Names, timeout: Timeout = 60.0, output: Output = None
+) -> None:
     """Start VMs and wait until they run.
 
     Example: nexus start web
     """
     from nexus.cli import vms
 
-    vms.act(session(context), "start", names, timeout)
+    vms.act(session(context, output), "start", names, timeout)
 
 
 @app.command()
@@ -154,6 +156,7 @@ def stop(
     timeout: Annotated[
         float, typer.Option("--timeout", help="Seconds the guest has to power off.", min=0, max=600)
     ] = 10.0,
+    output: Output = None,
 ) -> None:
     """Stop VMs: ask the guest first, force it after the time-out.
 
@@ -161,29 +164,33 @@ def stop(
     """
     from nexus.cli import vms
 
-    vms.stop(session(context), names, force=force, grace_s=timeout)
+    vms.stop(session(context, output), names, force=force, grace_s=timeout)
 
 
 @app.command()
-def pause(context: typer.Context, names: Names, timeout: Timeout = 60.0) -> None:
+def pause(
+    context: typer.Context, names: Names, timeout: Timeout = 60.0, output: Output = None
+) -> None:
     """Pause VMs; their memory stays.
 
     Example: nexus pause web
     """
     from nexus.cli import vms
 
-    vms.act(session(context), "pause", names, timeout)
+    vms.act(session(context, output), "pause", names, timeout)
 
 
 @app.command()
-def resume(context: typer.Context, names: Names, timeout: Timeout = 60.0) -> None:
+def resume(
+    context: typer.Context, names: Names, timeout: Timeout = 60.0, output: Output = None
+) -> None:
     """Let paused VMs go on.
 
     Example: nexus resume web
     """
     from nexus.cli import vms
 
-    vms.act(session(context), "resume", names, timeout)
+    vms.act(session(context, output), "resume", names, timeout)
 
 
 @app.command()
@@ -192,6 +199,7 @@ def rm(
     names: Names,
     force: Annotated[bool, typer.Option("-f", "--force", help="Also VMs that run.")] = False,
     timeout: Timeout = 60.0,
+    output: Output = None,
 ) -> None:
     """Delete VMs with their disks.
 
@@ -199,7 +207,7 @@ def rm(
     """
     from nexus.cli import vms
 
-    vms.remove(session(context), names, force=force, timeout_s=timeout)
+    vms.remove(session(context, output), names, force=force, timeout_s=timeout)
 
 
 @app.command()
@@ -304,7 +312,9 @@ def show_image(
 
 @images.command("rm")
 def remove_image(
-    context: typer.Context, names: Annotated[list[str], typer.Argument(help="Names or ids.")]
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(help="Names or ids.")],
+    output: Output = None,
 ) -> None:
     """Delete images that no VM uses.
 
@@ -312,7 +322,7 @@ def remove_image(
     """
     from nexus.cli import registry
 
-    registry.remove(session(context), names)
+    registry.remove(session(context, output), names)
 
 
 @hosts.command("ls")

@@ -1,6 +1,7 @@
 """Printing: tables for people, JSON for programs, names for shells."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from datetime import UTC, datetime
 from pydantic import BaseModel
 
 GAP = "  "
+_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
+_CONTROL = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]")
 
 
 def print_json(value: object) -> None:
@@ -20,14 +23,45 @@ def as_json(value: BaseModel) -> object:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as needed; on a terminal, the last columns are cut rather than wrapped."""
+    """Columns as wide as needed; on a terminal, the widest are cut, never ids."""
     widths = [
         max(len(cells[column]) for cells in (headings, *rows)) for column in range(len(headings))
     ]
-    limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    if sys.stdout.isatty():
+        widths = fit(headings, widths, shutil.get_terminal_size().columns)
     for cells in (headings, *rows):
-        line = GAP.join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        print(line.rstrip()[:limit])
+        line = (cut(cell, width) for cell, width in zip(cells, widths, strict=True))
+        print(GAP.join(line).rstrip())
+
+
+def fit(headings: Sequence[str], widths: Sequence[int], columns: int) -> list[int]:
+    """Takes from the widest columns until a line fits; ids and names stay whole."""
+    fitted = list(widths)
+    spare = [index for index, heading in enumerate(headings) if heading not in ("ID", "NAME")]
+    while sum(fitted) + len(GAP) * (len(fitted) - 1) > columns:
+        wide = [index for index in spare if fitted[index] > max(4, len(headings[index]))]
+        if not wide:
+            break
+        fitted[max(wide, key=lambda index: fitted[index])] -= 1
+    return fitted
+
+
+def cut(cell: str, width: int) -> str:
+    return cell.ljust(width) if len(cell) <= width else f"{cell[: width - 1]}…"
+
+
+def show_bytes(data: bytes) -> None:
+    """Writes a guest's words: as they are to a file, without control sequences to a terminal."""
+    if sys.stdout.isatty():
+        text = data.decode(errors="replace")
+        data = _CONTROL.sub("", _SEQUENCE.sub("", text)).encode()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def print_done(names: Sequence[str]) -> None:
+    """The JSON of a command on several things: those it succeeded on."""
+    print_json({"items": [{"name": name, "ok": True} for name in names]})
 
 
 def fields(pairs: Sequence[tuple[str, str | None]]) -> None:

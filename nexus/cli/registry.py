@@ -1,12 +1,12 @@
 """What the commands on images and hosts do."""
 
-import sys
 import time
 
 from nexus.api.images import ImageBuild, ImageCreate, ImageKind, ImageRecipe
-from nexus.cli.exits import UsageFault, exit_code_of
+from nexus.cli.exits import UsageFault
 from nexus.cli.output import ago, as_json, fields, print_json, size, table
 from nexus.cli.session import Session
+from nexus.cli.vms import each
 from nexus.client import Client, NexusApiError
 
 POLL_S = 0.2
@@ -74,17 +74,7 @@ def show(session: Session, ref: str) -> None:
 
 
 def remove(session: Session, refs: list[str]) -> None:
-    code = 0
-    with session.client() as client:
-        for ref in refs:
-            try:
-                client.images.delete(ref)
-            except NexusApiError as error:
-                code = max(code, exit_code_of(error) or 1)
-            else:
-                print(ref)
-    if code:
-        sys.exit(code)
+    each(session, refs, lambda client, ref: client.images.delete(ref))
 
 
 def build(session: Session, recipe: ImageRecipe) -> None:

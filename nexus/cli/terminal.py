@@ -6,78 +6,105 @@ import signal
 import sys
 import termios
 import threading
+import time
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import quote
-
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
 
 from nexus.cli.session import Session
-from nexus.client import NexusApiError, NotFoundError
+from nexus.client import ConflictError, NexusApiError
+from nexus.client.console import Console
 
 LEAVE = b"\x1d"
 """Ctrl-]"""
-OPEN_TIMEOUT_S = 10.0
+QUIET_S = 2.0
+"""Input from a pipe or file that has ended: leave when the guest says no more for so long."""
 
 
 def attach(session: Session, name: str) -> None:
-    """Relays keys and output until Ctrl-], the end of the input, or the end of the console."""
-    found = session.connection()
-    url = f"{found.url.replace('http', 'ws', 1)}/v1/vms/{quote(name, safe='')}/console"
-    try:
-        connection = connect(
-            url,
-            additional_headers={"authorization": f"Bearer {found.token}"},
-            open_timeout=OPEN_TIMEOUT_S,
-            proxy=None,
-            max_size=None,
-        )
-    except (InvalidHandshake, OSError, TimeoutError) as error:
-        raise _refused(name, error) from error
-    with connection, _raw_terminal():
-        if sys.stdin.isatty():
-            _say(f"connected to {name}; Ctrl-] leaves\r\n")
-        _relay(connection)
+    """Relays keys and output until Ctrl-], or the end of the console.
+
+    When stdin is no terminal, its end is followed by what the guest still says, until it is quiet.
+    Raises NexusApiError.
+    """
+    with session.client() as client:
+        vm = client.vms.get(name)
+        if vm.state not in ("running", "paused"):
+            raise ConflictError(
+                409,
+                "invalid_state",
+                f"{vm.name} is {vm.state}: it has no console",
+                suggestion=f"nexus start {vm.name}, or nexus logs {vm.name}",
+            )
+        with client.vms.console(vm.id) as console:
+            if sys.stdin.isatty():
+                _say(f"console of {vm.name}; Ctrl-] leaves\n")
+            with _raw_terminal():
+                broken = Relay(console).run()
     if sys.stdin.isatty():
-        _say("\r\n")
+        _say("\n")
+    if broken is not None:
+        raise broken
 
 
-def _relay(connection: ClientConnection) -> None:
-    wake, woken = os.pipe()
-    reader = threading.Thread(target=_show, args=(connection, woken), daemon=True)
-    reader.start()
-    try:
+class Relay:
+    """Carries bytes both ways: keys in the calling thread, output in one of its own."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._broken: NexusApiError | None = None
+        self._said_at = time.monotonic()
+
+    def run(self) -> NexusApiError | None:
+        """Returns when either side ends, with the error if the connection broke."""
+        ended, end = os.pipe()
+        reader = threading.Thread(target=self._show, args=(end,), daemon=True)
+        reader.start()
+        try:
+            self._type(ended)
+        except NexusApiError:
+            # The reader sees the same break, with the reason the other side gave.
+            reader.join()
+        finally:
+            left = reader.is_alive()
+            self._console.close()
+            reader.join()
+            os.close(ended)
+            os.close(end)
+        return None if left else self._broken
+
+    def _type(self, ended: int) -> None:
+        keyboard = sys.stdin.fileno()
+        waiting = [keyboard, ended]
         while True:
-            readable, _, _ = select.select([sys.stdin, wake], [], [])
-            if wake in readable:
+            pause_s = None if keyboard in waiting else self._said_at + QUIET_S - time.monotonic()
+            if pause_s is not None and pause_s <= 0:
                 return
-            keys = os.read(sys.stdin.fileno(), 4096)
+            ready, _, _ = select.select(waiting, [], [], pause_s)
+            if ended in ready:
+                return
+            if keyboard not in ready:
+                continue
+            keys = os.read(keyboard, 4096)
             before, leave, _ = keys.partition(LEAVE)
             if before:
-                connection.send(before)
-            if leave or not keys:
+                self._console.send(before)
+            if leave:
                 return
-    except ConnectionClosed:
-        return
-    finally:
-        connection.close()
-        reader.join(timeout=1)
-        os.close(wake)
-        os.close(woken)
+            if not keys:
+                waiting.remove(keyboard)
+                self._said_at = time.monotonic()
 
-
-def _show(connection: ClientConnection, woken: int) -> None:
-    try:
-        for message in connection:
-            chunk = message.encode() if isinstance(message, str) else message
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
-    except ConnectionClosed:
-        return
-    finally:
-        os.write(woken, b"x")
+    def _show(self, end: int) -> None:
+        try:
+            for chunk in self._console:
+                self._said_at = time.monotonic()
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
+        except NexusApiError as error:
+            self._broken = error
+        finally:
+            os.write(end, b"x")
 
 
 @contextmanager
@@ -92,27 +119,16 @@ def _raw_terminal() -> Iterator[None]:
     def leave(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    handler = signal.signal(signal.SIGTERM, leave)
+    handlers = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         tty.setraw(descriptor)
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _say(text: str) -> None:
     sys.stderr.write(text)
     sys.stderr.flush()
-
-
-def _refused(name: str, error: Exception) -> NexusApiError:
-    status = error.response.status_code if isinstance(error, InvalidStatus) else 0
-    if status == 404:
-        return NotFoundError(404, "not_found", f"there is no VM {name}", suggestion="nexus ls")
-    return NexusApiError(
-        status,
-        "host_unreachable",
-        f"no console of {name}: {error}",
-        suggestion=f"nexus show {name}",
-    )

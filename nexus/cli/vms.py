@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from nexus.api.vms import LogSource, Vm, VmCreate, VmEvent, VmState, WaitState
 from nexus.cli.exits import UsageFault, exit_code_of
-from nexus.cli.output import ago, as_json, fields, print_json, table
+from nexus.cli.output import ago, as_json, fields, print_done, print_json, show_bytes, table
 from nexus.cli.session import Session
 from nexus.client import Client, NexusApiError
 
@@ -227,11 +227,11 @@ def act(session: Session, action: Action, names: list[str], timeout_s: float) ->
             case "resume":
                 client.vms.resume(name, wait="running", timeout_s=timeout_s)
 
-    _each(session, names, one)
+    each(session, names, one)
 
 
 def stop(session: Session, names: list[str], *, force: bool, grace_s: float) -> None:
-    _each(
+    each(
         session,
         names,
         lambda client, name: client.vms.stop(name, force=force, grace_s=grace_s, wait="stopped"),
@@ -249,12 +249,13 @@ def remove(session: Session, names: list[str], *, force: bool, timeout_s: float)
             )
         client.vms.delete(name, timeout_s=timeout_s)
 
-    _each(session, names, one)
+    each(session, names, one)
 
 
-def _each(session: Session, names: list[str], one: Callable[[Client, str], None]) -> None:
+def each(session: Session, names: list[str], one: Callable[[Client, str], None]) -> None:
     """Does it for every name; a failure does not keep the others from it. The worst code wins."""
     code = 0
+    done: list[str] = []
     with session.client() as client:
         for name in names:
             try:
@@ -262,7 +263,11 @@ def _each(session: Session, names: list[str], one: Callable[[Client, str], None]
             except NexusApiError as error:
                 code = max(code, exit_code_of(error) or 1)
             else:
-                print(name)
+                done.append(name)
+                if session.output != "json":
+                    print(name, flush=True)
+    if session.output == "json":
+        print_done(done)
     if code:
         sys.exit(code)
 
@@ -270,13 +275,12 @@ def _each(session: Session, names: list[str], one: Callable[[Client, str], None]
 def logs(session: Session, name: str, source: LogSource, *, follow: bool, tail: int) -> None:
     with session.client() as client:
         if follow:
-            for chunk in client.vms.follow_logs(name, source=source):
-                sys.stdout.buffer.write(chunk)
-                sys.stdout.buffer.flush()
+            for chunk in client.vms.follow_logs(name, source=source, tail=tail):
+                show_bytes(chunk)
             return
         chunk_of_lines = client.vms.logs(name, source=source, tail=tail)
     if session.output == "json":
         print_json({"item": as_json(chunk_of_lines)})
         return
     for line in chunk_of_lines.lines:
-        print(line)
+        show_bytes(f"{line}\n".encode())

@@ -1,9 +1,9 @@
 """The async client: the same calls as the sync one, awaited."""
 
-import itertools
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import anyio
 import httpx
@@ -22,8 +22,11 @@ from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, W
 from nexus.client import calls
 from nexus.client.calls import Call
 from nexus.client.connect import find_connection
-from nexus.client.errors import NexusApiError, NotReachable, error_of, not_reachable
-from nexus.client.retries import RETRY_STATUSES, backoffs
+from nexus.client.errors import NexusApiError, NotReachable, answer_of, error_of, not_reachable
+from nexus.client.retries import RETRY_ERRORS, RETRY_STATUSES, backoffs
+
+if TYPE_CHECKING:
+    from nexus.client.console import AsyncConsole
 
 T = TypeVar("T")
 
@@ -41,6 +44,7 @@ class AsyncClient:
             found = find_connection(url=url)
             url, token = found.url, token or found.token
         self._url = url
+        self._token = token
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.AsyncClient(base_url=url, headers=headers, trust_env=False)
         self.vms = Vms(self)
@@ -81,15 +85,22 @@ class AsyncClient:
                     timeout=call.timeout_s,
                 )
             except httpx.TransportError as error:
-                if pause_s is None:
+                if pause_s is None or not isinstance(error, RETRY_ERRORS):
                     raise not_reachable(self._url, error) from error
             else:
                 if response.is_success:
-                    return call.read(response.content)
+                    return answer_of(call.read, response)
                 if pause_s is None or response.status_code not in RETRY_STATUSES:
                     raise error_of(response)
             await anyio.sleep(pause_s)
         raise NotReachable(0, "host_unreachable", "not sent")
+
+    def console(self, ref: str) -> AbstractAsyncContextManager["AsyncConsole"]:
+        """See ``client.vms.console``."""
+        # Imported here: most programs never open a console.
+        from nexus.client.console import open_console_async
+
+        return open_console_async(self._url, self._token, ref)
 
     async def stream(self, call: Call[None]) -> AsyncIterator[bytes]:
         """The answer's body as it comes, until the manager ends it."""
@@ -107,8 +118,8 @@ class AsyncClient:
 
     async def pages(self, page: Callable[[str | None], Call[Page[T]]]) -> AsyncIterator[T]:
         """Every item of a list, fetched page by page."""
-        cursor = None
-        for _ in itertools.count():
+        cursor: str | None = None
+        while True:
             answer = await self.send(page(cursor))
             for item in answer.items:
                 yield item
@@ -171,9 +182,15 @@ class Vms:
     async def logs(self, ref: str, *, source: LogSource = "console", tail: int = 100) -> LogChunk:
         return await self._client.send(calls.vm_logs(ref, source, tail))
 
-    def follow_logs(self, ref: str, *, source: LogSource = "console") -> AsyncIterator[bytes]:
-        """What is written from the log's beginning on, as it is written."""
-        return self._client.stream(calls.follow_vm_logs(ref, source))
+    def follow_logs(
+        self, ref: str, *, source: LogSource = "console", tail: int = 100
+    ) -> AsyncIterator[bytes]:
+        """The last ``tail`` lines, then what is written, as it is written."""
+        return self._client.stream(calls.follow_vm_logs(ref, source, tail))
+
+    def console(self, ref: str) -> AbstractAsyncContextManager["AsyncConsole"]:
+        """``async with client.vms.console(ref) as console``: the serial console, both ways."""
+        return self._client.console(ref)
 
     def events(self, ref: str, *, limit: int | None = None) -> AsyncIterator[VmEvent]:
         return self._client.pages(lambda cursor: calls.vm_events(ref, limit, cursor))
@@ -207,6 +224,10 @@ class Images:
     async def get_build(self, build_id: str) -> ImageBuild:
         return await self._client.send(calls.get_build(build_id))
 
+    def builds(self, *, limit: int | None = None) -> AsyncIterator[ImageBuild]:
+        """All builds, the newest first."""
+        return self._client.pages(lambda cursor: calls.list_builds(limit, cursor))
+
 
 class Hosts:
     """``client.hosts``."""
@@ -216,3 +237,6 @@ class Hosts:
 
     def list(self, *, limit: int | None = None) -> AsyncIterator[Host]:
         return self._client.pages(lambda cursor: calls.list_hosts(limit, cursor))
+
+    async def get(self, host_id: str) -> Host:
+        return await self._client.send(calls.get_host(host_id))

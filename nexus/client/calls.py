@@ -139,8 +139,8 @@ def vm_logs(ref: str, source: LogSource, tail: int) -> Call[LogChunk]:
     return Call("GET", _one("/v1/vms", ref, "logs"), _item(Item[LogChunk]), query)
 
 
-def follow_vm_logs(ref: str, source: LogSource) -> Call[None]:
-    query = {"source": source, "follow": True}
+def follow_vm_logs(ref: str, source: LogSource, tail: int) -> Call[None]:
+    query = {"source": source, "tail": tail, "follow": True}
     return Call("GET", _one("/v1/vms", ref, "logs"), _nothing, query)
 
 
@@ -180,6 +180,20 @@ def get_build(build_id: str) -> Call[ImageBuild]:
 def list_hosts(limit: int | None, cursor: str | None) -> Call[Page[Host]]:
     query = {"limit": limit, "cursor": cursor}
     return Call("GET", "/v1/hosts", Page[Host].model_validate_json, query)
+
+
+def list_builds(limit: int | None, cursor: str | None) -> Call[Page[ImageBuild]]:
+    query = {"limit": limit, "cursor": cursor}
+    return Call("GET", "/v1/images/builds", Page[ImageBuild].model_validate_json, query)
+
+
+def get_host(host_id: str) -> Call[Host]:
+    return Call("GET", _one("/v1/hosts", host_id), _item(Item[Host]))
+
+
+def console_path(ref: str) -> str:
+    """The WebSocket of a VM's serial console."""
+    return _one("/v1/vms", ref, "console")
 
 
 def ready() -> Call[bool]:

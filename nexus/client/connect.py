@@ -40,9 +40,17 @@ def find_connection(
             )
         if token_file is None and "NEXUS_TOKEN_FILE" in environment:
             token_file = Path(environment["NEXUS_TOKEN_FILE"])
-    if local is not None:
-        url = url or local.get("url")
+    # An installation's token goes to that installation only.
+    if local is not None and url in (None, local["url"]):
+        url = local["url"]
         token_file = token_file or Path(local["token_file"])
+    if token_file is None and url is not None:
+        raise NexusApiError(
+            401,
+            "unauthenticated",
+            f"no token is known for {url}",
+            suggestion="set NEXUS_TOKEN_FILE, or give --token-file",
+        )
     if token_file is None:
         raise NexusApiError(
             0,
@@ -62,7 +70,13 @@ def _installation(data: Path | None, environment: Mapping[str, str]) -> dict[str
     for folder in folders:
         file = folder / "client.json"
         # A folder of somebody else's must not choose where this user's commands go.
-        if file.is_file() and file.stat().st_uid in (0, os.geteuid()):
+        try:
+            owner = file.stat().st_uid
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise _unreadable(file, error) from error
+        if owner in (0, os.geteuid()):
             return _read_client_file(file)
     return None
 
@@ -72,12 +86,24 @@ def _read_client_file(file: Path) -> dict[str, str]:
         values = json.loads(file.read_text())
         return {"url": str(values["url"]), "token_file": str(values["token_file"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NexusApiError(
-            0,
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> NexusApiError:
+    if isinstance(error, PermissionError):
+        return NexusApiError(
+            401,
             "unauthenticated",
-            f"no running installation in {file.parent}: {error}",
-            suggestion=f"nexus up --data {file.parent}",
-        ) from error
+            f"{file} may be read by another user only",
+            suggestion="run as the user who ran nexus up, or set NEXUS_URL and NEXUS_TOKEN_FILE",
+        )
+    why = error.strerror if isinstance(error, OSError) else f"bad {file.name}: {error}"
+    return NexusApiError(
+        0,
+        "not_found",
+        f"no installation in {file.parent}: {why}",
+        suggestion=f"nexus up --data {file.parent}",
+    )
 
 
 def _read_token(file: Path) -> str:

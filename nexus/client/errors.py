@@ -1,8 +1,13 @@
 """What the SDK raises. Every error carries the manager's own words and its suggestion."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import httpx
 
 from nexus.api.errors import ErrorBody
+
+T = TypeVar("T")
 
 
 class NexusApiError(Exception):
@@ -40,7 +45,7 @@ class ConflictError(NexusApiError):
 
 
 class WaitTimedOut(NexusApiError):
-    """504: what was waited for did not come true in time; nothing was undone."""
+    """504, or no answer in time: what was waited for did not come true; nothing was undone."""
 
 
 class NotReachable(NexusApiError):
@@ -79,7 +84,28 @@ def error_of(response: httpx.Response) -> NexusApiError:
     )
 
 
-def not_reachable(url: str, cause: Exception) -> NotReachable:
+def answer_of(read: Callable[[bytes], T], response: httpx.Response) -> T:
+    """The typed answer of a 2xx response. Raises NexusApiError when it is something else."""
+    try:
+        return read(response.content)
+    except ValueError as error:
+        raise NexusApiError(
+            response.status_code,
+            "internal",
+            f"the answer of {response.url} is not what this version of Nexus expects",
+            suggestion="check the address, and that the manager has the version of this client",
+            request_id=response.headers.get("x-request-id"),
+        ) from error
+
+
+def not_reachable(url: str, cause: Exception) -> NotReachable | WaitTimedOut:
+    if isinstance(cause, httpx.TimeoutException) and not isinstance(cause, httpx.ConnectTimeout):
+        return WaitTimedOut(
+            0,
+            "timed_out",
+            f"{url} did not answer in time",
+            suggestion="ask again, or look at the manager's log",
+        )
     return NotReachable(
         0,
         "host_unreachable",

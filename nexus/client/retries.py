@@ -3,10 +3,14 @@
 from collections.abc import Iterator
 from typing import TypeVar
 
+import httpx
+
 from nexus.client.calls import Call
 
 T = TypeVar("T")
 RETRY_STATUSES = frozenset({502, 503, 504})
+RETRY_ERRORS = (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError)
+"""A connection that was refused or broke; a time-out is not retried, it would only wait again."""
 PAUSES_S = (0.1, 0.4)
 
 
