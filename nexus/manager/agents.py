@@ -42,13 +42,16 @@ class Agent:
     def __init__(self, url: str) -> None:
         self.url = url
         self._socket = url.removeprefix("unix:") if url.startswith("unix:") else None
+        self._http = self._connect()
+
+    def _connect(self) -> httpx.AsyncClient:
         transport = httpx.AsyncHTTPTransport(
             uds=self._socket,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
-        self._http = httpx.AsyncClient(
+        return httpx.AsyncClient(
             transport=transport,
-            base_url="http://agent" if self._socket else url,
+            base_url="http://agent" if self._socket else self.url,
             timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             trust_env=False,
         )
@@ -150,6 +153,11 @@ class Agent:
             )
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
+
+    async def reconnect(self) -> None:
+        """Drops every kept-alive connection; calls under way fail as if the host were away."""
+        old, self._http = self._http, self._connect()
+        await old.aclose()
 
     async def close(self) -> None:
         await self._http.aclose()

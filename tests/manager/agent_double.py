@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from fastapi import FastAPI, Request, Response, WebSocket
+from fastapi import FastAPI, Response, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from nexus import httpd
@@ -45,6 +45,8 @@ class AgentDouble:
         self.lose_answers = 0
         """So many PUTs do their work and then break the connection."""
         self.fails_with: VmError | None = None
+        self.silent = False
+        """Whether PUTs change machines without telling it on the stream."""
         self._listeners: set[asyncio.Queue[str]] = set()
 
     def app(self) -> FastAPI:
@@ -93,6 +95,10 @@ class AgentDouble:
         """Delivers a status again."""
         self._say(AgentEvent(type="status", status=status))
 
+    def hang_up(self) -> None:
+        """Ends every event stream."""
+        self._say(None)
+
     def _say(self, event: AgentEvent | None) -> None:
         for queue in self._listeners:
             queue.put_nowait(event.model_dump_json() if event else "")
@@ -111,7 +117,8 @@ class AgentDouble:
         self.machines[vm_id] = machine
         status = self._converge(machine, self.statuses.get(vm_id))
         self.statuses[vm_id] = status
-        self._say(AgentEvent(type="status", status=status))
+        if not self.silent:
+            self._say(AgentEvent(type="status", status=status))
         if self.lose_answers:
             self.lose_answers -= 1
             return _Broken()

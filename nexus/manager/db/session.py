@@ -66,7 +66,10 @@ class Database:
     async def migrate(self) -> None:
         """Brings the schema up to date; several managers may do so at once."""
         if self.is_sqlite and self.url.database:
-            Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
+            file = Path(self.url.database)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # User data may hold secrets. SQLite gives its log and index the same mode.
+            file.touch(mode=0o600)
         async with self._write() as session, session.begin():
             if not self.is_sqlite:
                 await session.execute(text(f"SELECT pg_advisory_xact_lock({migrate.LOCK})"))

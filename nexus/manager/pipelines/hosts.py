@@ -48,7 +48,6 @@ class HostPipeline:
         self.url = url
         self.heals = heals
         """Whether it acts on its own: re-sends lost machines, removes orphans."""
-        self.lost_after_s = LOST_AFTER_S
         self.orphan_grace_s = ORPHAN_GRACE_S
         self._orphans: dict[str, float] = {}
 
@@ -186,18 +185,18 @@ class HostPipeline:
                 self._orphans.pop(vm_id, None)
 
     async def _note_silence(self, silence_s: float) -> None:
-        if silence_s < UNREACHABLE_AFTER_S and silence_s < self.lost_after_s:
+        if silence_s < UNREACHABLE_AFTER_S and silence_s < LOST_AFTER_S:
             return
         now = datetime.now(UTC)
         async with self.db.write() as session:
             query = select(HostRow).where(HostRow.agent_url == self.url).with_for_update()
             for host in await session.scalars(query):
                 if (now - host.last_seen_at).total_seconds() < min(
-                    UNREACHABLE_AFTER_S, self.lost_after_s
+                    UNREACHABLE_AFTER_S, LOST_AFTER_S
                 ):
                     continue  # another manager reaches it
                 host.state = "unreachable"
-                if silence_s >= self.lost_after_s:
+                if silence_s >= LOST_AFTER_S:
                     vms = select(VmRow).where(
                         VmRow.host_id == host.id, VmRow.state.not_in(("unknown", "deleting"))
                     )

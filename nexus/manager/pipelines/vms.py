@@ -168,11 +168,11 @@ class VmPipeline:
         except (SQLAlchemyError, OSError):
             # The lease runs out and the VM is tried again.
             log.exception("work on a VM failed")
-        finally:
-            del self._jobs[vm_id]
-            if job.then is not None:
-                self._start(job.then)
-            self.waiters.notify(vm_id)
+        # Not when cancelled: then ``run`` gives the lease back.
+        del self._jobs[vm_id]
+        if job.then is not None:
+            self._start(job.then)
+        self.waiters.notify(vm_id)
         if job.heard is not None:
             await self.apply_pushed(job.heard)
 

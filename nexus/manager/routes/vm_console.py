@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from nexus.api.common import Item
-from nexus.api.errors import HostUnreachable, InvalidState, NexusError
+from nexus.api.errors import InvalidState, NexusError
 from nexus.api.vms import LogChunk, LogSource
 from nexus.manager.agents import Agent
 from nexus.manager.routes.parts import VmRef
@@ -57,7 +57,7 @@ async def _follow(
         async with agent.follow_logs(vm_id, source, offset=chunk.offset) as news:
             async for part in news:
                 yield part
-    except (NexusError, HostUnreachable) as error:
+    except NexusError as error:
         # The status line is long sent; a stream can only end.
         log.info("a followed log ended", vm_id=vm_id, error=error.message)
 

@@ -1,0 +1,108 @@
+"""Schema and transactions, on both databases."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import anyio
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, func, select
+
+from nexus.api.errors import Conflict
+from nexus.manager import uow
+from nexus.manager.config import BadSetting, Settings
+from nexus.manager.db.session import Database
+from nexus.manager.db.tables import AuditRow, Base, VmEventRow
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_migrations_make_what_the_tables_say(database_url: str) -> None:
+    db = Database(database_url)
+    await db.migrate()
+    await db.migrate()
+
+    def differences(connection: Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection), Base.metadata))
+
+    async with db.engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+    await db.close()
+
+
+async def test_managers_may_migrate_at_once(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(4)]
+    async with anyio.create_task_group() as tasks:
+        for db in databases:
+            tasks.start_soon(db.migrate)
+    for db in databases:
+        await db.ping()
+        await db.close()
+
+
+async def test_a_refused_change_leaves_only_its_audit_row(database_url: str) -> None:
+    db = Database(database_url)
+    await db.migrate()
+
+    async def refused() -> None:
+        async with uow.change(db, uow.SYSTEM, "test.change", target="x") as unit:
+            unit.event("vm", "running", "never", "never")
+            await unit.session.flush()
+            raise Conflict("no")
+
+    with pytest.raises(Conflict):
+        await refused()
+    async with db.read() as session:
+        assert await session.scalar(select(func.count(VmEventRow.id))) == 0
+        row = (await session.scalars(select(AuditRow))).one()
+    assert (row.action, row.target, row.result, row.actor) == (
+        "test.change",
+        "x",
+        "conflict",
+        "system",
+    )
+    await db.close()
+
+
+async def test_many_writers_at_once(database_url: str) -> None:
+    db = Database(database_url)
+    await db.migrate()
+
+    async def write() -> None:
+        for _ in range(5):
+            async with uow.change(db, uow.SYSTEM, "test.write") as unit:
+                unit.event("vm", "running", "r", "m")
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(write)
+    async with db.read() as session:
+        ids = (await session.scalars(select(VmEventRow.id).order_by(VmEventRow.id))).all()
+    assert len(ids) == len(set(ids)) == 100
+    await db.close()
+
+
+async def test_times_come_back_as_utc(database_url: str) -> None:
+    db = Database(database_url)
+    await db.migrate()
+    elsewhere = timezone(timedelta(hours=5))
+    at = datetime(2026, 7, 1, 12, 0, 0, 123456, tzinfo=elsewhere)
+    async with db.write() as session:
+        session.add(uow.vm_event(uow.SYSTEM, "vm", at, "running", "r", "m"))
+    async with db.read() as session:
+        row = (await session.scalars(select(VmEventRow))).one()
+    assert row.at == at
+    assert row.at.tzinfo is UTC
+    await db.close()
+
+
+def test_settings_come_from_the_environment() -> None:
+    settings = Settings.from_env({"NEXUS_DATA_DIR": "/d", "MANAGER_ALLOW_IMAGE_PATHS": "1"})
+    assert settings.database_url == "sqlite:////d/nexus.db"
+    assert str(settings.store_dir) == "/d/store"
+    assert settings.allow_image_paths
+    assert not settings.reconciler_disabled
+    with pytest.raises(BadSetting, match="MANAGER_RECONCILER_DISABLED"):
+        Settings.from_env({"MANAGER_RECONCILER_DISABLED": "maybe"})
+    with pytest.raises(BadSetting):
+        Settings.from_env({"MANAGER_MEM_OVERCOMMIT": "-1"})
