@@ -101,6 +101,8 @@ class Server:
         while not fatal and (request := client.next_request()) is not None:
             reply, fatal = self._api.serve(request)
             client.reply(reply)
+            if self._watched is not None:
+                self._note_events(self._watched)
         if client.closed:
             self._selector.unregister(sock)
             self._clients -= 1
