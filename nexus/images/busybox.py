@@ -1,9 +1,9 @@
-"""A small root file system of busybox and the guest's own files, made without mounting anything."""
+"""A small root file system of busybox, dropbear and the guest's own files; nothing is mounted."""
 
 import os
 from pathlib import Path
 
-from nexus.images import skeleton, tools, workplace
+from nexus.images import dropbear, skeleton, tools, workplace
 from nexus.images.debs import Packages
 from nexus.images.progress import Progress, quiet
 
@@ -57,9 +57,12 @@ def build(out: Path, *, packages: Packages, progress: Progress = quiet) -> Path:
     with workplace.folder(out) as work:
         progress(0.0, "fetching busybox")
         packages.unpack("busybox-static", work / "packages")
-        progress(0.5, "laying out the files")
+        progress(0.2, "laying out the files")
         tree = work / "tree"
         lay_out(tree, (work / "packages" / "bin" / "busybox").read_bytes())
+        progress(0.3, "fetching dropbear, the ssh server")
+        dropbear.add(tree, work / "packages", packages)
+        reset_times(tree)
         progress(0.7, "making the file system")
         image = work / "rootfs.ext4"
         make_ext4(tree, image, SIZE_MIB)
@@ -70,7 +73,7 @@ def build(out: Path, *, packages: Packages, progress: Progress = quiet) -> Path:
 
 
 def lay_out(tree: Path, busybox: bytes) -> None:
-    """Writes the files of the root under ``tree``, with times zero."""
+    """Writes the files of the root under ``tree``."""
     for name, mode in FOLDERS.items():
         (tree / name).mkdir(parents=True, exist_ok=True)
         (tree / name).chmod(mode)
@@ -91,6 +94,10 @@ def lay_out(tree: Path, busybox: bytes) -> None:
         if applet != "linuxrc" and not path.exists() and not path.is_symlink():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to("/bin/busybox")
+
+
+def reset_times(tree: Path) -> None:
+    """Sets the times of all files to zero, so that two builds are alike."""
     for path in (tree, *tree.rglob("*")):
         os.utime(path, (0, 0), follow_symlinks=False)
 

@@ -113,13 +113,36 @@ def get(path: str) -> str:
         return str(answer.read().decode()).strip()
 
 
+def new_key(folder: Path) -> str:
+    """Makes a key pair for ssh and returns its public half."""
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", "key"], cwd=folder, check=True
+    )
+    return (folder / "key.pub").read_text().strip()
+
+
+def ssh(folder: Path, command: str) -> str:
+    options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "IdentityFile=key"]
+    done = subprocess.run(
+        ["ssh", "-F", "none", *(f"-o{option}" for option in options), "root@10.213.0.2", command],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 def test_a_linux_guest_lives_a_whole_life(linux_images: LinuxImages, tmp_path: Path) -> None:
     subprocess.run(["cp", "--sparse=always", linux_images.rootfs, tmp_path / "root"], check=True)
+    key = new_key(tmp_path)
     configdrive.write(
         tmp_path / "config.iso",
         instance_id="i-1",
         hostname="web",
-        ssh_keys=['command="ls" ssh-ed25519 AAAA'],
+        ssh_keys=['command="ls" ssh-ed25519 AAAA', key],
         user_data="#!/bin/sh\necho user data ran as $(id -u)\n",
     )
     address = f"nexus.hostname=other nexus.ip=net0,{MAC},10.213.0.2/24,10.213.0.1 nexus.dns=9.9.9.9"
@@ -146,6 +169,7 @@ def test_a_linux_guest_lives_a_whole_life(linux_images: LinuxImages, tmp_path: P
         guest.wait_for(b'command="ls" ssh-ed25519 AAAA')
         guest.wait_for(b"nameserver 9.9.9.9")
         guest.wait_for(b"42")
+        assert ssh(tmp_path, "hostname") == "web"
         guest.press_power_button()
         assert guest.process.wait(DEADLINE_S) == 0
     fsck = shutil.which("e2fsck") or "/usr/sbin/e2fsck"
