@@ -39,8 +39,9 @@ class AgentRefused(NexusError):
 class Agent:
     """One host's agent."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._socket = url.removeprefix("unix:") if url.startswith("unix:") else None
         self._http = self._connect()
 
@@ -53,6 +54,7 @@ class Agent:
             transport=transport,
             base_url="http://agent" if self._socket else self.url,
             timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            headers=self._headers,
             trust_env=False,
         )
 
@@ -128,7 +130,10 @@ class Agent:
                 )
             else:
                 opening = connect(
-                    "ws" + self.url.removeprefix("http") + path, open_timeout=LOOK_TIMEOUT_S
+                    "ws" + self.url.removeprefix("http") + path,
+                    open_timeout=LOOK_TIMEOUT_S,
+                    additional_headers=self._headers,
+                    proxy=None,
                 )
             connection = await opening
         except InvalidHandshake as error:
@@ -145,14 +150,14 @@ class Agent:
     async def proxy(
         self, vm_id: str, method: str, path: str, body: bytes, content_type: str | None
     ) -> httpx.Response:
-        """Relays a request to the VM's own API; the answer is the VMM's, whatever its status."""
+        """Relays a request to the VM's own API; a refusal has the VMM's fault message.
+
+        ``path`` must be plain segments: this does not escape it.
+        """
         headers = {"content-type": content_type} if content_type else {}
-        try:
-            return await self._http.request(
-                method, f"/agent/v1/vms/{vm_id}/proxy/{path}", content=body, headers=headers
-            )
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+        return await self._ask(
+            method, f"/agent/v1/vms/{vm_id}/proxy/{path}", content=body, headers=headers
+        )
 
     async def reconnect(self) -> None:
         """Drops every kept-alive connection; calls under way fail as if the host were away."""
@@ -250,14 +255,15 @@ class Agent:
 class Agents:
     """The agents of all hosts that this manager knows."""
 
-    def __init__(self) -> None:
+    def __init__(self, token: str | None = None) -> None:
+        self._token = token
         self._by_url: dict[str, Agent] = {}
         self._urls: dict[str, str] = {}
 
     def at(self, url: str) -> Agent:
         """The agent at an address; one client with kept-alive connections for each."""
         if url not in self._by_url:
-            self._by_url[url] = Agent(url)
+            self._by_url[url] = Agent(url, self._token)
         return self._by_url[url]
 
     def learn(self, host_id: str, url: str) -> None:

@@ -20,7 +20,7 @@ from nexus.manager.pipelines import leases
 from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.hosts import HostPipeline
 from nexus.manager.pipelines.vms import VmPipeline
-from nexus.manager.routes import builds, health, hosts, images, vm_actions, vm_console, vms
+from nexus.manager.routes import builds, health, hosts, images, proxy, vm_actions, vm_console, vms
 from nexus.manager.runtime import Runtime
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
@@ -36,6 +36,7 @@ ROUTERS = (
     vms.router,
     vm_actions.router,
     vm_console.router,
+    proxy.router,
     hosts.router,
     builds.router,
     images.router,
@@ -46,7 +47,8 @@ def make_runtime(settings: Settings) -> Runtime:
     """The parts of a manager; none of them has done anything yet."""
     db = Database(settings.database_url)
     instance = new_id()
-    agents = Agents()
+    token_file = settings.agent_token_file
+    agents = Agents(token_file.read_text().strip() if token_file else None)
     waiters = Waiters()
     images_service = Images.of(db, settings)
     pipeline = VmPipeline(db, agents, waiters, instance)

@@ -27,6 +27,8 @@ class Settings:
     agent_url: str
     """``unix:/path/agent.sock`` or ``http://host:port``."""
     admin_token_file: Path
+    agent_token_file: Path | None = None
+    """Holds the bearer token that an agent on TCP wants."""
     mem_overcommit: float = 1.0
     """How much memory VMs may be promised, as a multiple of what a host has."""
 
@@ -45,8 +47,13 @@ class Settings:
             store_dir=Path(given.get("NEXUS_STORE_DIR") or data / "store"),
             agent_url=given.get("NEXUS_AGENT_URL") or f"unix:{data / 'run' / 'agent.sock'}",
             admin_token_file=Path(given.get("NEXUS_ADMIN_TOKEN_FILE") or data / "admin.token"),
+            agent_token_file=_path(given, "NEXUS_AGENT_TOKEN_FILE"),
             mem_overcommit=_ratio(given, "MANAGER_MEM_OVERCOMMIT"),
         )
+
+
+def _path(env: Mapping[str, str], name: str) -> Path | None:
+    return Path(env[name]) if env.get(name) else None
 
 
 def _flag(env: Mapping[str, str], name: str) -> bool:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from fastapi import FastAPI, Response, WebSocket
+from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from nexus import httpd
-from nexus.api.errors import Conflict, NotFound
+from nexus.api.errors import Conflict, NotFound, VmmFault
 from nexus.api.hosts import Capacity, HostNetwork, Inventory
 from nexus.api.machines import AgentEvent, Machine, MachineNicStatus, MachineStatus
 from nexus.api.vms import VmError
@@ -45,6 +45,7 @@ class AgentDouble:
         self.lose_answers = 0
         """So many PUTs do their work and then break the connection."""
         self.fails_with: VmError | None = None
+        self.proxied: list[tuple[str, str, str, bytes]] = []
         self.silent = False
         """Whether PUTs change machines without telling it on the stream."""
         self._listeners: set[asyncio.Queue[str]] = set()
@@ -60,6 +61,9 @@ class AgentDouble:
         app.get("/agent/v1/events")(self._events)
         app.get("/agent/v1/vms/{vm_id}/logs")(self._logs)
         app.get("/agent/v1/vms/{vm_id}/logs/stream")(self._log_stream)
+        app.api_route("/agent/v1/vms/{vm_id}/proxy/{path:path}", methods=["GET", "PUT", "PATCH"])(
+            self._proxy
+        )
         app.websocket("/agent/v1/vms/{vm_id}/console")(self._console)
         httpd.install(app)
         return app
@@ -234,6 +238,14 @@ class AgentDouble:
             yield b"more from %d\n" % offset
 
         return StreamingResponse(chunks(), media_type="text/plain")
+
+    async def _proxy(self, request: Request, vm_id: str, path: str) -> Response:
+        if path == "balloon":
+            refusal = VmmFault("the VMM refused", fault_message="no balloon")
+            refusal.status = 400
+            raise refusal
+        self.proxied.append((vm_id, request.method, path, await request.body()))
+        return Response(status_code=204) if request.method != "GET" else JSONResponse({"ok": path})
 
     async def _console(self, socket: WebSocket, vm_id: str) -> None:
         await socket.accept()

@@ -172,6 +172,25 @@ async def test_hosts_and_readiness(manager: Manager, agent: AgentDouble) -> None
     assert (await manager.http.get("/healthz")).json() == {"ok": True}
 
 
+async def test_the_vmms_own_api(manager: Manager, agent: AgentDouble) -> None:
+    vm = await manager.create(name="raw")
+    url = "/v1/vms/raw/firecracker"
+    assert (await manager.http.get(f"{url}/vm/config")).json() == {"ok": "vm/config"}
+    body = {"rx_rate_limiter": {}}
+    assert (
+        await manager.http.patch(f"{url}/network-interfaces/eth0", json=body)
+    ).status_code == 204
+    assert [call[:3] for call in agent.proxied] == [
+        (vm["id"], "GET", "vm/config"),
+        (vm["id"], "PATCH", "network-interfaces/eth0"),
+    ]
+    refused = await manager.http.patch(f"{url}/balloon", json={"amount_mib": 1})
+    assert (refused.status_code, refused.json()["fault_message"]) == (400, "no balloon")
+    for trick in ("%2e%2e/vm", "vm%3fsock=x", "vm/../../x", "vm%00", "a//b"):
+        assert (await manager.http.get(f"{url}/{trick}")).status_code in (400, 404)
+    assert len(agent.proxied) == 2
+
+
 async def test_every_change_leaves_an_audit_row(manager: Manager) -> None:
     from sqlalchemy import select
 
