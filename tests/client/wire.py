@@ -1,0 +1,327 @@
+"""The wire of a manager over a real socket: canned things, scripted failures, an echo console."""
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from nexus import httpd
+from nexus.api.common import Created, Item, Page
+from nexus.api.errors import (
+    Forbidden,
+    HostUnreachable,
+    InvalidState,
+    NotFound,
+    TimedOut,
+    Unauthenticated,
+    VmmFault,
+)
+from nexus.api.hosts import Capacity, Host, HostNetwork
+from nexus.api.images import Image, ImageBuild, ImageBuildCreate, ImageCreate
+from nexus.api.vms import LogChunk, Vm, VmCreate, VmError, VmEvent, VmImage, VmNic
+from nexus.ids import new_id
+
+TOKEN = "wire-token"
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+SHA = "ab" * 32
+
+
+def make_vm(name: str, **changes: Any) -> Vm:
+    image = VmImage(id=new_id(), kind="kernel", name="debian-cloud", sha256=SHA)
+    vm = Vm(
+        id=new_id(),
+        name=name,
+        project="default",
+        state="running",
+        error=None,
+        vcpu=1,
+        mem_mib=256,
+        kernel=image,
+        initrd=None,
+        rootfs=image.model_copy(update={"kind": "rootfs", "name": "busybox"}),
+        kernel_args=None,
+        nics=[
+            VmNic(iface="eth0", mac="06:00:0a:4d:00:05", ip="10.77.0.5/20", gateway=None, tap="t5")
+        ],
+        tags={},
+        host_id=new_id(),
+        engine="qemu",
+        socket="/srv/fc/vms/x/root/api.sock",
+        pid=42,
+        generation=1,
+        boot=1,
+        created_at=NOW,
+        updated_at=NOW,
+        started_at=NOW,
+    )
+    return vm.model_copy(update=changes)
+
+
+def make_image(kind: str, name: str) -> Image:
+    return Image(
+        id=new_id(),
+        kind=kind,
+        name=name,
+        project="default",
+        sha256=SHA,
+        size_bytes=1 << 20,
+        source="recipe",
+        created_at=NOW,
+    )
+
+
+def make_host() -> Host:
+    return Host(
+        id=new_id(),
+        name="host-one",
+        state="healthy",
+        engine="qemu",
+        engine_reason="no KVM",
+        engine_version="7.2",
+        network=HostNetwork(bridge="fcbr0", cidr="10.77.0.0/20", gateway="10.77.0.1", dns=[]),
+        capacity=Capacity(
+            vcpus=2,
+            mem_mib=2048,
+            mem_available_mib=1024,
+            disk_mib=10,
+            disk_available_mib=5,
+            vms=3,
+        ),
+        run_dir="/srv/fc",
+        agent_version="0",
+        last_seen_at=NOW,
+        created_at=NOW,
+    )
+
+
+@dataclass
+class Wire:
+    """What the server holds, what it was asked, and which statuses it is to fail with next."""
+
+    url: str = ""
+    vms: list[Vm] = field(default_factory=lambda: [make_vm("web")])
+    images: list[Image] = field(default_factory=lambda: [make_image("rootfs", "busybox")])
+    host: Host = field(default_factory=make_host)
+    build: ImageBuild | None = None
+    asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[int] = field(default_factory=list)
+
+    def vm(self, ref: str) -> Vm:
+        for vm in self.vms:
+            if ref in (vm.id, vm.name):
+                return vm
+        raise NotFound(f"there is no VM {ref!r}", suggestion="nexus ls")
+
+    def asked_for(self, method: str, path: str) -> list[dict[str, str]]:
+        return [query for verb, where, query in self.asked if (verb, where) == (method, path)]
+
+
+def make_app(wire: Wire) -> FastAPI:
+    app = FastAPI()
+    httpd.install(app)
+
+    @app.middleware("http")
+    async def gate(request: Request, go_on: Any) -> Any:
+        wire.asked.append((request.method, request.url.path, dict(request.query_params)))
+        if wire.failures:
+            return JSONResponse({"no": "envelope"}, wire.failures.pop(0))
+        return await go_on(request)
+
+    def check(request: Request) -> None:
+        given = request.headers.get("authorization")
+        if given == "Bearer viewer" and request.method != "GET":
+            raise Forbidden("a viewer only reads", suggestion="use an operator's token")
+        if given not in (f"Bearer {TOKEN}", "Bearer viewer"):
+            raise Unauthenticated("the token is not accepted", suggestion="set NEXUS_TOKEN_FILE")
+
+    _add_vms(app, wire, check)
+    _add_rest(app, wire, check)
+    return app
+
+
+def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
+    @app.get("/v1/vms")
+    async def list_vms(request: Request, cursor: int = 0, limit: int = 2) -> Page[Vm]:
+        check(request)
+        following = cursor + limit
+        more = str(following) if following < len(wire.vms) else None
+        return Page(items=wire.vms[cursor:following], next_cursor=more)
+
+    @app.post("/v1/vms", status_code=201)
+    async def create(request: Request, body: VmCreate) -> Created[Vm]:
+        check(request)
+        wire.bodies.append(await request.json())
+        vm = make_vm(body.name or "made-up", mem_mib=body.mem_mib, tags=body.tags)
+        if body.name == "broken":
+            error = VmError(
+                stage="boot", message="no kernel", fault_message="bad ELF", suggestion="nexus logs"
+            )
+            vm = vm.model_copy(update={"state": "error", "error": error})
+        wire.vms.append(vm)
+        return Created(id=vm.id, item=vm)
+
+    @app.get("/v1/vms/{ref}")
+    async def get(request: Request, ref: str) -> Item[Vm]:
+        check(request)
+        return Item(item=wire.vm(ref))
+
+    @app.delete("/v1/vms/{ref}")
+    async def delete(request: Request, ref: str) -> dict[str, bool]:
+        check(request)
+        wire.vms.remove(wire.vm(ref))
+        return {"ok": True}
+
+    @app.get("/v1/vms/{ref}/events")
+    async def events(request: Request, ref: str, cursor: int = 0) -> Page[VmEvent]:
+        check(request)
+        event = VmEvent(
+            id=cursor + 1,
+            vm_id=wire.vm(ref).id,
+            at=NOW,
+            state="running",
+            reason="started" if cursor else "created",
+            message="it runs",
+            actor="admin",
+            request_id=None,
+        )
+        return Page(items=[event], next_cursor=None if cursor else "1")
+
+    @app.get("/v1/vms/{ref}/logs", response_model=None)
+    async def logs(
+        request: Request, ref: str, tail: int = 100, follow: bool = False
+    ) -> Item[LogChunk] | StreamingResponse:
+        check(request)
+        wire.vm(ref)
+        lines = ["one", "\x1b[31mtwo\x1b[0m", "three"][-tail:]
+        if not follow:
+            return Item(item=LogChunk(source="console", lines=lines, offset=14))
+
+        async def news() -> AsyncIterator[bytes]:
+            for line in (*lines, "four"):
+                yield f"{line}\n".encode()
+
+        return StreamingResponse(news(), media_type="text/plain")
+
+    @app.post("/v1/vms/{ref}/{action}")
+    async def act(request: Request, ref: str, action: str) -> dict[str, bool]:
+        check(request)
+        if ref == "stuck":
+            raise TimedOut("it is still stopping", suggestion="nexus stop --force stuck")
+        if ref == "fault":
+            raise VmmFault("the VMM refused", fault_message="no such drive", suggestion="look")
+        if ref == "lost":
+            raise HostUnreachable("its host is away")
+        vm = wire.vm(ref)
+        if action == "pause" and vm.state != "running":
+            raise InvalidState(f"{ref} is {vm.state}", suggestion=f"nexus start {ref}")
+        return {"ok": True}
+
+    @app.websocket("/v1/vms/{ref}/console")
+    async def console(socket: WebSocket, ref: str) -> None:
+        if socket.headers.get("authorization") != f"Bearer {TOKEN}":
+            await socket.close(1008)
+            return
+        await socket.accept()
+        await socket.send_bytes(b"hello from the guest\r\n")
+        try:
+            while True:
+                data = await socket.receive_bytes()
+                if b"bye" in data:
+                    await socket.close(1000)
+                    return
+                await socket.send_bytes(b"<" + data + b">")
+        except WebSocketDisconnect:
+            return
+
+
+def _add_rest(app: FastAPI, wire: Wire, check: Any) -> None:
+    @app.post("/v1/images/builds", status_code=201)
+    async def build(request: Request, body: ImageBuildCreate) -> Created[ImageBuild]:
+        check(request)
+        wire.build = ImageBuild(
+            id=new_id(),
+            recipe=body.recipe,
+            state="queued",
+            progress=0,
+            step="waiting",
+            error=None,
+            images=[],
+            created_at=NOW,
+            updated_at=NOW,
+        )
+        return Created(id=wire.build.id, item=wire.build)
+
+    @app.get("/v1/images/builds/{ref}")
+    async def get_build(request: Request, ref: str) -> Item[ImageBuild]:
+        check(request)
+        if wire.build is None:
+            raise NotFound("no such build")
+        state = "running" if wire.build.state == "queued" else "succeeded"
+        changes = {"state": state, "step": "copying", "progress": 0.5}
+        wire.build = wire.build.model_copy(update=changes)
+        return Item(item=wire.build)
+
+    @app.get("/v1/images")
+    async def images(request: Request, kind: str | None = None) -> Page[Image]:
+        check(request)
+        return Page(items=[image for image in wire.images if kind in (None, image.kind)])
+
+    @app.post("/v1/images", status_code=201)
+    async def add_image(request: Request, body: ImageCreate) -> Created[Image]:
+        check(request)
+        image = make_image(body.kind, body.name)
+        wire.images.append(image)
+        return Created(id=image.id, item=image)
+
+    def find(ref: str) -> Image:
+        for image in wire.images:
+            if ref in (image.id, image.name):
+                return image
+        raise NotFound(f"there is no image {ref!r}", suggestion="nexus image ls")
+
+    @app.get("/v1/images/{ref}")
+    async def get_image(request: Request, ref: str) -> Item[Image]:
+        check(request)
+        return Item(item=find(ref))
+
+    @app.delete("/v1/images/{ref}")
+    async def delete_image(request: Request, ref: str) -> dict[str, bool]:
+        check(request)
+        wire.images.remove(find(ref))
+        return {"ok": True}
+
+    @app.get("/v1/hosts")
+    async def hosts(request: Request) -> Page[Host]:
+        check(request)
+        return Page(items=[wire.host])
+
+    @app.get("/readyz")
+    async def readyz() -> dict[str, bool]:
+        return {"ok": True}
+
+
+@contextmanager
+def serving() -> Iterator[Wire]:
+    """The server on a free port of loopback, in a thread, until the end of the block."""
+    wire = Wire()
+    listener = httpd.listen("127.0.0.1:0")
+    wire.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = httpd.server(make_app(wire), drain_s=1)
+
+    async def serve() -> None:
+        await server.serve(sockets=[listener])
+
+    thread = threading.Thread(target=anyio.run, args=(serve,))
+    thread.start()
+    try:
+        yield wire
+    finally:
+        server.should_exit = True
+        thread.join()
