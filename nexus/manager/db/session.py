@@ -35,6 +35,7 @@ class Database:
             options["connect_args"] = {"timeout": 30, "isolation_level": None}
         else:
             options["pool_pre_ping"] = True
+            options["connect_args"] = {"timeout": 10, "command_timeout": 30}
         self.engine = create_async_engine(self.url, **options)
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
@@ -46,17 +47,20 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
-        """A session for reading; nothing it does is kept."""
-        async with self._read() as session:
-            yield session
+        """A session for reading; nothing it does is kept. Cancellation waits for its end."""
+        with anyio.CancelScope(shield=True):
+            async with self._read() as session:
+                yield session
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """A transaction: committed when the block ends, rolled back when it raises.
 
-        Await nothing but the database inside.
+        Await nothing but the database inside: cancellation waits for the transaction's end,
+        because drivers do not take being cut off in the middle of a statement well.
         """
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(anyio.CancelScope(shield=True))
             if self.is_sqlite:
                 await stack.enter_async_context(self._turn)
             session = await stack.enter_async_context(self._write())

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 
 import anyio
 import structlog
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import HostUnreachable, NexusError
 from nexus.api.hosts import Capacity, Inventory
@@ -49,24 +50,23 @@ class HostPipeline:
         self.heals = heals
         """Whether it acts on its own: re-sends lost machines, removes orphans."""
         self.orphan_grace_s = ORPHAN_GRACE_S
+        self._heard_at = time.monotonic()
         self._orphans: dict[str, float] = {}
 
     async def run(self) -> None:
         """Follows the agent until cancelled, through every failure."""
-        silent_since = time.monotonic()
+        self._heard_at = time.monotonic()
         retry_s = RETRY_FIRST_S
         while True:
             try:
                 host_id = await self._greet()
-                silent_since = time.monotonic()
                 retry_s = RETRY_FIRST_S
                 await self._follow(host_id)
             except* (NexusError, SQLAlchemyError, OSError) as group:
                 for error in _leaves(group):
                     log.warning("following the agent failed", agent=self.url, error=str(error))
-            silence_s = time.monotonic() - silent_since
             try:
-                await self._note_silence(silence_s)
+                await self._note_silence()
             except (SQLAlchemyError, OSError) as error:
                 log.warning("the database does not answer", error=str(error))
             await anyio.sleep(retry_s)
@@ -101,6 +101,13 @@ class HostPipeline:
             row.run_dir = inventory.run_dir
             row.agent_version = inventory.agent_version
             row.last_seen_at = now
+            # Whatever rests after failures of this host need not rest any longer.
+            await session.execute(
+                update(VmRow)
+                .where(VmRow.host_id == inventory.host_id, VmRow.unsettled.is_(True))
+                .values(next_attempt_at=now)
+            )
+        self._heard_at = time.monotonic()
 
     async def _follow(self, host_id: str) -> None:
         agent = self.agents.at(self.url)
@@ -122,6 +129,7 @@ class HostPipeline:
                     raise
                 continue
             misses = 0
+            self._heard_at = time.monotonic()
             async with self.db.write() as session:
                 row = await session.get(HostRow, host_id, with_for_update=True)
                 if row is not None:
@@ -184,24 +192,27 @@ class HostPipeline:
                     await agent.delete_vm(vm_id)
                 self._orphans.pop(vm_id, None)
 
-    async def _note_silence(self, silence_s: float) -> None:
-        if silence_s < UNREACHABLE_AFTER_S and silence_s < LOST_AFTER_S:
+    async def _note_silence(self) -> None:
+        """Marks what follows from how long nobody, here or in another manager, heard the host."""
+        here_s = time.monotonic() - self._heard_at
+        if here_s < UNREACHABLE_AFTER_S:
             return
         now = datetime.now(UTC)
         async with self.db.write() as session:
             query = select(HostRow).where(HostRow.agent_url == self.url).with_for_update()
             for host in await session.scalars(query):
-                if (now - host.last_seen_at).total_seconds() < min(
-                    UNREACHABLE_AFTER_S, LOST_AFTER_S
-                ):
-                    continue  # another manager reaches it
-                host.state = "unreachable"
+                silence_s = min(here_s, (now - host.last_seen_at).total_seconds())
+                if silence_s >= UNREACHABLE_AFTER_S:
+                    host.state = "unreachable"
                 if silence_s >= LOST_AFTER_S:
-                    vms = select(VmRow).where(
-                        VmRow.host_id == host.id, VmRow.state.not_in(("unknown", "deleting"))
-                    )
-                    for vm in await session.scalars(vms.with_for_update()):
-                        observe.lose_host(session, vm, now)
+                    await self._lose(session, host, now)
+
+    async def _lose(self, session: AsyncSession, host: HostRow, now: datetime) -> None:
+        vms = select(VmRow).where(
+            VmRow.host_id == host.id, VmRow.state.not_in(("unknown", "deleting"))
+        )
+        for vm in await session.scalars(vms.with_for_update()):
+            observe.lose_host(session, vm, now)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Sequence[BaseException]:

@@ -180,8 +180,8 @@ class VmPipeline:
         """One call and its apply; whether to go on at once."""
         outcome: Outcome = None
         with anyio.CancelScope() as call:
+            job.call = call
             async with self._stops if job.row.power == "stopped" else self._slots:
-                job.call = call
                 outcome = await self._call(job.row)
         job.call = None
         broken_off = call.cancelled_caught
