@@ -19,10 +19,10 @@ def exit_code_of(error: Exception) -> int | None:
     print(f"nexus: {error.message}", file=sys.stderr)
     if error.fault_message:
         print(f"the VMM says: {error.fault_message}", file=sys.stderr)
-    if error.suggestion:
-        print(f"try: {error.suggestion}", file=sys.stderr)
     if error.request_id and error.status >= 500:
         print(f"request id: {error.request_id}", file=sys.stderr)
+    if error.suggestion:
+        print(f"try: {error.suggestion}", file=sys.stderr)
     if isinstance(error, NotFoundError):
         return 3
     if isinstance(error, DeniedError):

@@ -1,0 +1,223 @@
+"""Every command: what it asks for, what it prints, and its exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from nexus.cli.app import app
+from tests.cli.calling import call, done, done_json, environment
+from tests.client.wire import Wire, make_vm
+
+
+def test_run_makes_a_vm_and_waits(wire: Wire, tmp_path: Path) -> None:
+    key = tmp_path / "key.pub"
+    key.write_text("ssh-ed25519 AAAAC3NzaC1lZDI1 me\n")
+    data = tmp_path / "data"
+    data.write_text("#!/bin/sh\n")
+    options = ["--name", "db", "--vcpu", "2", "--mem", "1G", "--tag", "a=b=c"]
+    options += ["--ssh-key", str(key), "--user-data", str(data), "--timeout", "9"]
+    answer = done_json(wire, "-o", "json", "run", "busybox", *options)
+    assert answer["item"]["name"] == "db"
+    assert answer["id"] == answer["item"]["id"]
+    assert wire.asked_for("POST", "/v1/vms") == [{"wait": "running", "timeout_s": "9.0"}]
+    (body,) = wire.bodies
+    assert body["rootfs"] == "busybox"
+    assert (body["vcpu"], body["mem_mib"], body["tags"]) == (2, 1024, {"a": "b=c"})
+    assert body["ssh_keys"] == ["ssh-ed25519 AAAAC3NzaC1lZDI1 me"]
+    assert body["user_data"] == "#!/bin/sh\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "query"),
+    [
+        (["--no-wait"], {}),
+        (["--no-start"], {"wait": "configured", "timeout_s": "60"}),
+    ],
+)
+def test_run_waits_for_what_was_asked(wire: Wire, flags: list[str], query: dict[str, str]) -> None:
+    assert done(wire, "run", "busybox", "--name", "db", *flags, "-o", "name") == "db\n"
+    (asked,) = wire.asked_for("POST", "/v1/vms")
+    assert {name: value.removesuffix(".0") for name, value in asked.items()} == query
+
+
+def test_run_of_a_vm_that_fails_is_a_failure(wire: Wire) -> None:
+    ended = call(wire, "run", "busybox", "--name", "broken")
+    assert ended.returncode == 1
+    assert b"failed in stage boot: no kernel" in ended.stderr
+    assert b"bad ELF" in ended.stderr
+    assert b"try: nexus logs" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "busybox", "--mem", "lots"],
+        ["run", "busybox", "--name", "Not A Name"],
+        ["run", "busybox", "--tag", "novalue"],
+        ["run", "busybox", "--user-data", "/nowhere/at/all"],
+        ["ls", "--state", "asleep"],
+        ["image", "add", "rootfs", "Bad Name", "x"],
+        ["nonsense"],
+    ],
+)
+def test_a_wrong_command_line_is_a_usage_error(wire: Wire, arguments: list[str]) -> None:
+    ended = call(wire, *arguments)
+    assert ended.returncode == 2
+    assert ended.stderr
+    assert wire.asked == []
+
+
+def test_ls_as_table_json_and_names(wire: Wire) -> None:
+    wire.vms = [make_vm("one"), make_vm("two", state="paused"), make_vm("three")]
+    table = done(wire, "ls").splitlines()
+    assert table[0].split()[:3] == ["NAME", "STATE", "ADDRESS"]
+    assert [line.split()[:3] for line in table[1:3]] == [
+        ["one", "running", "10.77.0.5"],
+        ["two", "paused", "10.77.0.5"],
+    ]
+    assert done(wire, "ps", "-o", "name") == "one\ntwo\nthree\n"
+    before, after = done_json(wire, "-o", "json", "ls"), done_json(wire, "ls", "-o", "json")
+    assert before == after
+    assert [vm["id"] for vm in before["items"]] == [vm.id for vm in wire.vms]
+
+
+def test_show(wire: Wire) -> None:
+    text = done(wire, "show", "web")
+    assert wire.vms[0].id in text
+    assert "10.77.0.5/20" in text
+    assert "created" in text
+    assert done_json(wire, "show", "web", "-o", "json")["item"]["name"] == "web"
+
+
+@pytest.mark.parametrize("action", ["start", "stop", "pause", "resume"])
+def test_actions_name_what_they_did(wire: Wire, action: str) -> None:
+    wire.vms.append(make_vm("db"))
+    assert done(wire, action, "web", "db") == "web\ndb\n"
+    answer = done_json(wire, action, "web", "-o", "json")
+    assert answer == {"items": [{"name": "web", "ok": True}]}
+
+
+def test_stop_passes_force_and_time(wire: Wire) -> None:
+    done(wire, "stop", "web", "--force", "--timeout", "3")
+    (query,) = wire.asked_for("POST", "/v1/vms/web/stop")
+    assert query == {"force": "true", "timeout_s": "3.0", "wait": "stopped"}
+
+
+def test_rm_takes_running_vms_only_by_force(wire: Wire) -> None:
+    wire.vms.append(make_vm("old", state="stopped"))
+    refused = call(wire, "rm", "web", "old")
+    assert refused.returncode == 1
+    assert refused.stdout == b"old\n"
+    assert b"try: nexus rm -f web" in refused.stderr
+    assert done(wire, "rm", "-f", "web") == "web\n"
+    assert wire.vms == []
+
+
+def test_logs(wire: Wire) -> None:
+    assert done(wire, "logs", "web") == "one\n\x1b[31mtwo\x1b[0m\nthree\n"
+    assert done(wire, "logs", "web", "--tail", "1") == "three\n"
+    assert done(wire, "logs", "-f", "web", "--tail", "1") == "three\nfour\n"
+    assert done_json(wire, "logs", "web", "-o", "json")["item"]["lines"][0] == "one"
+
+
+def test_events(wire: Wire) -> None:
+    assert [line.split()[2] for line in done(wire, "events", "web").splitlines()] == [
+        "REASON",
+        "created",
+        "started",
+    ]
+    assert len(done_json(wire, "events", "web", "-o", "json")["items"]) == 2
+
+
+def test_images(wire: Wire) -> None:
+    done(wire, "image", "add", "kernel", "mine", "mine")
+    assert done(wire, "image", "ls", "-o", "name") == "busybox\nmine\n"
+    assert "1.0 MiB" in done(wire, "image", "ls", "--kind", "kernel")
+    assert done_json(wire, "image", "show", "mine", "-o", "json")["item"]["kind"] == "kernel"
+    assert done(wire, "image", "rm", "mine") == "mine\n"
+    assert done_json(wire, "image", "ls", "--kind", "kernel", "-o", "json")["items"] == []
+
+
+def test_image_build_follows_the_build(wire: Wire) -> None:
+    ended = call(wire, "image", "build", "busybox", "-o", "json")
+    assert ended.returncode == 0
+    assert json.loads(ended.stdout)["item"]["state"] == "succeeded"
+    assert b"busybox" in call(wire, "image", "build", "busybox").stderr
+
+
+def test_hosts(wire: Wire) -> None:
+    assert "host-one" in done(wire, "host", "ls")
+    assert done_json(wire, "host", "ls", "-o", "json")["items"][0]["engine"] == "qemu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "token", "code"),
+    [
+        (["start", "fault"], "wire-token", 1),
+        (["show", "nobody"], "wire-token", 3),
+        (["ls"], "wrong", 4),
+        (["stop", "web"], "viewer", 4),
+        (["stop", "stuck"], "wire-token", 5),
+    ],
+)
+def test_exit_codes(wire: Wire, arguments: list[str], token: str, code: int) -> None:
+    ended = call(wire, *arguments, token=token)
+    assert ended.returncode == code
+    lines = ended.stderr.decode().splitlines()
+    assert lines[0].startswith("nexus: ")
+    assert lines[-1].startswith("try: ")
+    assert ended.stdout == b""
+
+
+def test_the_vmms_own_words_are_shown(wire: Wire) -> None:
+    assert b"no such drive" in call(wire, "start", "fault").stderr
+
+
+def test_a_dead_manager_is_explained(wire: Wire, free_port: int) -> None:
+    wire.url = f"http://127.0.0.1:{free_port}"
+    ended = call(wire, "ls")
+    assert ended.returncode == 1
+    assert b"try: is Nexus running? start it with: nexus up" in ended.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(wire: Wire) -> None:
+    wire.vms = [make_vm(f"vm-{number}") for number in range(200)]
+    env = environment(wire) | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    listing = subprocess.Popen(
+        [sys.executable, "-m", "nexus", "ls", "-o", "json"],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert listing.stdout is not None
+    assert listing.stderr is not None
+    listing.stdout.readline()
+    listing.stdout.close()
+    with listing:
+        assert listing.stderr.read() == b""
+
+
+def _commands() -> list[list[str]]:
+    def walk(group: typer.Typer) -> list[list[str]]:
+        named = [
+            [each.name or getattr(each.callback, "__name__", "")]
+            for each in group.registered_commands
+        ]
+        for below in group.registered_groups:
+            if below.typer_instance is not None:
+                named += [[str(below.name), *path] for path in walk(below.typer_instance)]
+        return named
+
+    return [path for path in walk(app) if path[-1] != "ps"]
+
+
+@pytest.mark.parametrize("path", _commands(), ids=" ".join)
+def test_help_shows_an_example(path: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*path, "--help"])
+    assert shown.exit_code == 0
+    assert f"nexus {' '.join(path)}" in " ".join(shown.stdout.split())

@@ -1,0 +1,19 @@
+"""The command starts fast: what a command does not need is not imported."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.calling import command
+
+
+@pytest.mark.parametrize("module", ["pydantic", "httpx", "rich", "websockets", "fastapi"])
+def test_help_imports_nothing_heavy(module: str) -> None:
+    code = f"import sys, nexus.__main__; sys.exit({module!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_of_the_whole_command() -> None:
+    shown = subprocess.run(command("--help"), capture_output=True, check=True)
+    assert b"console" in shown.stdout
