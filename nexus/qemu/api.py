@@ -120,7 +120,7 @@ class Api:
         fatal = False
         parts = [part for part in request.target.split("/") if part]
         try:
-            reply = self._route(request, parts)
+            reply = self._routed(request, parts)
             code = "204 No Content" if reply.status == 204 else "200 OK"
             text = f"The request was executed successfully. Status code: {code}."
             self._log.info(text, "fc_api")
@@ -136,6 +136,16 @@ class Api:
         if reply.deprecated:
             self._metrics.count("deprecated_api", "deprecated_http_api_calls")
         return reply, fatal
+
+    def _routed(self, request: Request, parts: list[str]) -> Reply:
+        """A request never ends the machine: what nobody foresaw becomes a fault and a log line."""
+        try:
+            return self._route(request, parts)
+        except Fault:
+            raise
+        except Exception as error:
+            self._log.error(f"Unforeseen {type(error).__name__}: {error}", "fc_api")
+            raise Fault(f"Internal error: {type(error).__name__}: {error}") from error
 
     def _route(self, request: Request, parts: list[str]) -> Reply:
         head = parts[0] if parts else ""
@@ -196,8 +206,10 @@ class Api:
                     "required"
                 )
             self._instance.load_snapshot(params)
+        elif rest is None:
+            raise Fault("Missing snapshot operation type.")
         else:
-            raise _no_such("PUT", f"/snapshot/{rest or ''}")
+            raise _no_such("PUT", f"/snapshot/{rest}")
         return Reply()
 
     # -- configuration ---------------------------------------------------------------------------
@@ -255,7 +267,7 @@ class Api:
         if rest is None:
             return _json(as_shown(self._instance.balloon(), ShownBalloon))
         if rest != "statistics":
-            raise _no_such("GET", f"/balloon/{rest}")
+            raise Fault(f"Unrecognized GET request path `{rest}`.")
         return _json(self._instance.balloon_stats())
 
     def _put_balloon(self, body: bytes, rest: str | None) -> Reply:

@@ -14,6 +14,14 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 _MISSING = re.compile(r"Object missing required field `(.*?)`")
 _VARIANT = re.compile(r"Invalid enum value '(.*)'")
 _TYPE = re.compile(r"Expected `(.*?)`, got `(.*?)`(.*)")
+_SERDE_TYPES = {
+    "str": "string",
+    "int": "integer",
+    "float": "floating point",
+    "bool": "boolean",
+    "array": "sequence",
+    "object": "map",
+}
 _BYTE = re.compile(r"\(byte (\d+)\)")
 
 
@@ -23,7 +31,11 @@ def decode(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise refusal(_in_serde_words(str(error), kind)) from error
+    except UnicodeDecodeError as error:
+        raise refusal(f"invalid unicode code point at line 1 column {error.start + 1}") from error
     except msgspec.DecodeError as error:
+        if "trailing characters" in str(error):
+            raise refusal(f"trailing characters at line 1 column {len(body)}") from error
         found = _BYTE.search(str(error))
         column = int(found[1]) + 1 if found else len(body)
         raise refusal(f"expected value at line 1 column {column}") from error
@@ -49,5 +61,6 @@ def _in_serde_words(text: str, kind: type[object]) -> str:
     if found := _VARIANT.match(text):
         return f"unknown variant `{found[1]}`{text[found.end() :]}"
     if found := _TYPE.match(text):
-        return f"invalid type: {found[2]}, expected {found[1]}{found[3]}"
+        got, wanted = (_SERDE_TYPES.get(name, name) for name in (found[2], found[1]))
+        return f"invalid type: {got}, expected {wanted}{found[3]}"
     return text

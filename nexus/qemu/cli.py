@@ -76,6 +76,7 @@ def parse(argv: list[str]) -> Options:
     given: set[str] = set()
     words = iter(argv)
     for word in words:
+        word = "--help" if word == "-h" else word
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or (name not in _FLAGS and name not in _VALUES):
             raise BadArguments(

@@ -49,6 +49,9 @@ from nexus.vmm.types import (
 _START = "Start microvm error: "
 _NO_DEVICE = "Device manager error: Failed to find the device on the bus."
 _PAGE = 4096
+# The power button is pressed once a second until the guest ends or this often.
+POWER_PRESSES = 10
+POWER_INTERVAL_S = 1.0
 _STATS = {
     "stat-swap-in": "swap_in",
     "stat-swap-out": "swap_out",
@@ -71,6 +74,7 @@ class Instance:
         self.config = Configuration()
         self.guest: Guest | None = None
         self.state: InstanceState = "Not started"
+        self.presses_left = 0
         self._host = host
         self._log = log
         self._metrics = metrics
@@ -128,8 +132,15 @@ class Instance:
             self.state = "Running"
 
     def press_power(self) -> None:
-        """``SendCtrlAltDel``."""
+        """``SendCtrlAltDel``: a graceful shutdown, by the ACPI power button."""
         self._running().press_power()
+        self.presses_left = POWER_PRESSES - 1
+
+    def press_power_again(self) -> None:
+        """One more press: a guest that is still starting misses those before its handler."""
+        if self.guest is not None and self.presses_left > 0 and self.state == "Running":
+            self.presses_left -= 1
+            self.guest.press_power()
 
     # -- devices while it runs -------------------------------------------------------------------
 
@@ -207,7 +218,10 @@ class Instance:
         guest = self._running()
         balloon = self.balloon()
         if not balloon.stats_polling_interval_s:
-            raise Fault("Balloon config error: Statistics for the balloon device are not enabled")
+            raise Fault(
+                "Balloon config error: Error creating the balloon device: Received stats querry "
+                "when stats are disabled."
+            )
         present, reported = guest.balloon_stats()
         actual_mib = self.config.machine.mem_size_mib - (present >> 20)
         return BalloonStats(

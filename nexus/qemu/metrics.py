@@ -129,15 +129,16 @@ class Metrics:
 
     def open(self, path: str) -> None:
         """Sets the target, once; raises Fault."""
-        if self._fd is not None:
-            raise Fault("Metrics error: Reinitialization of metrics not allowed.")
+        refused = "Metrics error: Cannot initialize the metrics system due to bad user input: "
         try:
-            self._fd = open_target(path)
+            target = open_target(path)
         except (OSError, ValueError) as error:
             text = os_error(error) if isinstance(error, OSError) else str(error)
-            raise Fault(
-                f"Metrics error: Cannot initialize the metrics system due to bad user input: {text}"
-            ) from error
+            raise Fault(f"{refused}{text}") from error
+        if self._fd is not None:
+            os.close(target)
+            raise Fault(f"{refused}Reinitialization of metrics not allowed.")
+        self._fd = target
 
     def count(self, group: str, name: str) -> None:
         self._counted[group, name] = self._counted.get((group, name), 0) + 1

@@ -25,7 +25,7 @@ class DataStore:
     def patch(self, change: dict[str, Any]) -> None:
         """Merges; raises Fault when nothing was put yet, or when the result is too large."""
         if not self._set:
-            raise Fault("The MMDS data store is not initialized.")
+            raise Fault("MMDS error: The MMDS data store is not initialized.")
         merged = _merge(self.content, change)
         self._check(merged)
         self.content = merged

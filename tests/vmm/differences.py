@@ -13,4 +13,25 @@ class Difference:
     why: str
 
 
-DIFFERENCES: dict[str, Difference] = {}
+_VSOCK = Difference(
+    400,
+    r"Vsock config error: nexus-qemu cannot serve .*",
+    "QEMU has no vsock device with a unix socket behind it.",
+)
+_MMDS = Difference(
+    400,
+    r"MMDS config error: The guest cannot reach MMDS under nexus-qemu\.",
+    "QEMU does not look into the guest's packets; the store itself works.",
+)
+
+DIFFERENCES: dict[str, Difference] = {
+    "vsock": _VSOCK,
+    "vsock in no folder": _VSOCK,
+    "MMDS configuration": _MMDS,
+    "MMDS on an unknown NIC": _MMDS,
+    "MMDS on no NIC": _MMDS,
+    "MMDS beyond link-local": _MMDS,
+    "balloon before its driver": Difference(
+        204, "", "QEMU takes the target at once; the driver follows it when it comes up."
+    ),
+}
