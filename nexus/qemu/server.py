@@ -14,7 +14,7 @@ from nexus.qemu.api import Api
 from nexus.qemu.faults import Fault
 from nexus.qemu.guest import Guest
 from nexus.qemu.http import Connection
-from nexus.qemu.instance import Instance
+from nexus.qemu.instance import POWER_INTERVAL_S, Instance
 from nexus.qemu.log import Log
 from nexus.qemu.metrics import INTERVAL_S
 from nexus.qemu.qmp import QmpGone
@@ -44,6 +44,7 @@ class Server:
         self._watched: Guest | None = None
         self._clients = 0
         self._next_flush = time.monotonic() + INTERVAL_S
+        self._next_press = 0.0
         self._reason = ""
         self.signal: int | None = None
 
@@ -62,11 +63,13 @@ class Server:
         try:
             while True:
                 self._watch_guest()
-                wait_s = max(0.0, self._next_flush - time.monotonic())
+                wait_s = max(0.0, self._next_wake() - time.monotonic())
                 for key, events in self._selector.select(wait_s):
                     if key.fileobj in self._selector.get_map():
                         callback: Callable[[int], None] = key.data
                         callback(events)
+                if self._instance.presses_left and time.monotonic() >= self._next_press:
+                    self._press_again()
                 if time.monotonic() >= self._next_flush:
                     self._next_flush = time.monotonic() + INTERVAL_S
                     self._flush()
@@ -172,6 +175,19 @@ class Server:
         raise Ended(1)
 
     # -- the rest --------------------------------------------------------------------------------
+
+    def _next_wake(self) -> float:
+        if not self._instance.presses_left:
+            self._next_press = time.monotonic() + POWER_INTERVAL_S
+            return self._next_flush
+        return min(self._next_flush, self._next_press)
+
+    def _press_again(self) -> None:
+        self._next_press = time.monotonic() + POWER_INTERVAL_S
+        try:
+            self._instance.press_power_again()
+        except Fault as fault:
+            self._log.debug(fault.message)
 
     def _flush(self) -> None:
         try:
