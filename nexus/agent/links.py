@@ -146,7 +146,10 @@ class Links:
                         "the kernel does not let this process change the network",
                         suggestion="run the agent as root (it needs CAP_NET_ADMIN)",
                     ) from error
-                raise
+                raise NetworkFailed(
+                    f"the kernel refuses a change of the network: {error}",
+                    suggestion="check that our bridge exists (ip -br link), or restart the agent",
+                ) from error
 
 
 def _make_tap(name: str, owner: int | None) -> None:

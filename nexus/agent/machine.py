@@ -15,6 +15,7 @@ import anyio.to_thread
 import structlog
 
 from nexus.agent import disks, faults
+from nexus.agent.attention import Attention
 from nexus.agent.command import Jail
 from nexus.agent.ending import Ending, how_it_ended, last_lines
 from nexus.agent.errors import NetworkFailed, StageFailed
@@ -59,10 +60,7 @@ class MachineLife:
         self._layout = layout
         self._tools = tools
         self._publish = publish
-        self._wake = anyio.Event()
-        self._poked = False
-        self._waiting: list[anyio.Event] = []
-        """Of those who wait for a pass that began after they came."""
+        self._attention = Attention()
         self._tasks: anyio.abc.TaskGroup | None = None
 
     @property
@@ -106,8 +104,7 @@ class MachineLife:
 
     def poke(self) -> None:
         """Has the machine looked at again."""
-        self._poked = True
-        self._wake.set()
+        self._attention.poke()
 
     async def look(self) -> None:
         """Looks whether the guest is paused: somebody may have done that past us."""
@@ -155,27 +152,20 @@ class MachineLife:
             if adopted is not None:
                 self._hold(adopted)
             while not self.gone.is_set():
-                self._poked = False
-                waiting, self._waiting = self._waiting, []
+                waiting = self._attention.begin()
                 try:
                     await self._pass()
                 finally:
                     for done in waiting:
                         done.set()
-                if not self._poked and not self.gone.is_set():
-                    self._wake = anyio.Event()
-                    await self._wake.wait()
+                if not self.gone.is_set():
+                    await self._attention.poked()
             tasks.cancel_scope.cancel()
-        for done in self._waiting:
-            done.set()
+        self._attention.dismiss()
 
     async def _converged(self) -> None:
-        if self.gone.is_set():
-            return
-        done = anyio.Event()
-        self._waiting.append(done)
-        self.poke()
-        await done.wait()
+        if not self.gone.is_set():
+            await self._attention.attended()
 
     async def _pass(self) -> None:
         try:
@@ -416,10 +406,8 @@ class MachineLife:
         asked_at = self.record.stop_asked_at or _now()
         deadline = asked_at + timedelta(seconds=self.desired.stop_timeout_s)
         left_s = max(0.0, (deadline - _now()).total_seconds())
-        self._wake = anyio.Event()
         if self._held().alive and not self.deleting:
-            with anyio.move_on_after(left_s):
-                await self._wake.wait()
+            await self._attention.next_poke(left_s)
 
     async def _kill(self) -> None:
         vmm = self._held()
