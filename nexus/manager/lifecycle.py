@@ -111,6 +111,13 @@ _AT_REST = frozenset({"configured", "stopped", "error"})
 _SOON = "wait until it runs: nexus ls shows its state"
 
 
+def crashed(status: MachineStatus, power: WantedPower) -> bool:
+    """Whether a VMM that should run ended by itself with an error. Once ``stopped`` is wanted the
+    same machine is simply stopped."""
+    ended = status.state == "stopped" and status.exit_cause == "crashed"
+    return ended and power in ("running", "paused")
+
+
 def seen_state(status: MachineStatus, current: VmState, power: WantedPower, boot: int) -> VmState:
     """The state a user sees when the host says ``status`` while ``power`` and ``boot`` are wanted.
 
@@ -123,6 +130,12 @@ def seen_state(status: MachineStatus, current: VmState, power: WantedPower, boot
             return "stopping"
         if status.boot < boot and status.state != "configured":
             return current
+    if status.state == "stopped" and status.exit_cause == "crashed":
+        # A crash is an error until somebody starts the VM, or stops it to say: I have seen it.
+        seen = power == "stopped" and current in ("stopping", "stopped")
+        return "stopped" if seen else "error"
+    if crashed(status, power):
+        return "error"
     return "requested" if status.state == "preparing" else status.state
 
 
@@ -137,7 +150,8 @@ def settles(status: MachineStatus, power: WantedPower, boot: int) -> bool:
 
 def ended_by_itself(status: MachineStatus, power: WantedPower, boot: int) -> bool:
     """Whether the boot that should run has stopped: from now on ``stopped`` is what is wanted."""
-    return status.state == "stopped" and power in ("running", "paused") and status.boot >= boot
+    wanted_on = power in ("running", "paused") and status.boot >= boot
+    return wanted_on and status.state == "stopped" and not crashed(status, power)
 
 
 _ENDINGS: dict[str, tuple[str, str]] = {
@@ -148,9 +162,9 @@ _ENDINGS: dict[str, tuple[str, str]] = {
 }
 
 
-def reason_for(before: VmState, status: MachineStatus) -> tuple[str, str]:
-    """The event's word and sentence for coming from ``before`` to what ``status`` says."""
-    match status.state:
+def reason_for(before: VmState, after: VmState, status: MachineStatus) -> tuple[str, str]:
+    """The event's word and sentence for a change that ``status`` tells of."""
+    match after:
         case "running":
             return ("resumed", "resumed") if before == "paused" else ("started", "the VMM runs")
         case "paused":
@@ -159,11 +173,13 @@ def reason_for(before: VmState, status: MachineStatus) -> tuple[str, str]:
             return ("configured", "disk, network and configuration are ready")
         case "stopping":
             return ("stopping", "the guest was asked to power off")
+        case "stopped" if status.exit_cause == "crashed" and status.error is not None:
+            return ("vmm_crashed", status.error.message)
         case "stopped":
             return _ENDINGS.get(status.exit_cause or "", ("stopped", "stopped"))
         case "error":
             message = status.error.message if status.error else "the host reports an error"
-            crashed = status.error is not None and status.error.stage == "run"
-            return ("vmm_crashed" if crashed else "failed", message)
+            ran = status.error is not None and status.error.stage == "run"
+            return ("vmm_crashed" if ran else "failed", message)
         case _:
             return ("preparing", "the host prepares it")

@@ -81,15 +81,16 @@ def apply(session: AsyncSession, row: VmRow, status: MachineStatus, now: datetim
             "disk, network and configuration are ready",
         )
     if after != before:
-        reason, message = lifecycle.reason_for(before, status)
+        reason, message = lifecycle.reason_for(before, after, status)
         if before == "unknown":
             reason, message = "host_back", f"the host answers again; {message}"
         at = now if reason == "resumed" else _moment(status, after, now)
         _event(session, caller, row, at, after, reason, message)
         row.state = after
-    if after != before or row.error != status.error:
+    error = _error(status) if after == "error" else None
+    if after != before or row.error != error:
         row.updated_at = now
-    row.error = status.error if after == "error" else None
+    row.error = error
     if lifecycle.settles(status, power, boot):
         settle(row)
     elif row.unsettled:
@@ -139,6 +140,14 @@ def caller_of(row: VmRow) -> Caller:
     """Who wanted what is wanted of the VM now."""
     return Caller(
         actor=row.wanted_by, project=row.project, request_id=row.wanted_in, permission="vms:write"
+    )
+
+
+def _error(status: MachineStatus) -> VmError:
+    return status.error or VmError(
+        stage="run",
+        message="the VMM ended by itself",
+        suggestion="read its log: nexus logs NAME --source vmm",
     )
 
 

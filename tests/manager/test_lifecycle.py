@@ -143,7 +143,7 @@ def test_an_observation_never_shows_the_past(
     if power == "deleted":
         assert state == "deleting"
     elif settles(status, power, boot):
-        assert state == status.state
+        assert state == ("error" if lifecycle.crashed(status, power) else status.state)
     elif power == "stopped" and boot:
         assert state == "stopping"
     if lifecycle.ended_by_itself(status, power, boot):

@@ -63,10 +63,12 @@ async def test_a_guest_that_powers_off_is_stopped(manager: Manager, agent: Agent
 async def test_a_crash_is_an_error_with_its_stage(manager: Manager, agent: AgentDouble) -> None:
     vm = await manager.create(name="crash")
     error = VmError(stage="run", message="the VMM was killed", suggestion="nexus logs crash")
-    agent.push(vm["id"], state="error", exit_cause="crashed", pid=None, error=error)
+    status = agent.push(vm["id"], state="stopped", exit_cause="crashed", pid=None, error=error)
     seen = await manager.becomes("crash", "error")
     assert (seen["error"]["stage"], seen["pid"]) == ("run", None)
     assert "vmm_crashed" in await manager.reasons("crash")
+    agent.repeat(vm["id"], status)
+    assert (await manager.vm("crash"))["error"]["message"] == "the VMM was killed"
     assert (await manager.http.post("/v1/vms/crash/start?wait=running")).status_code == 200
 
 
