@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from nexus.cli.app import app, run
+from nexus.cli.app import app, run, session
 
 Output = Literal["text", "json"]
 DataOption = Annotated[
@@ -15,6 +15,7 @@ DataOption = Annotated[
 
 @app.command()
 def up(
+    context: typer.Context,
     data: DataOption = None,
     bind: Annotated[
         str | None, typer.Option("--bind", help="HOST:PORT of the API.", envvar="MANAGER_BIND")
@@ -36,6 +37,7 @@ def up(
     from nexus.up.run import up as run_up
     from nexus.up.say import ForPeople, ForPrograms, Say
 
+    data = data or session(context).data
     place = Place((data or default_data_dir()).resolve(), bind or DEFAULT_BIND, engine)
     say: Say = ForPrograms() if output == "json" else ForPeople()
     try:
@@ -46,7 +48,7 @@ def up(
 
 
 @app.command()
-def down(data: DataOption = None) -> None:
+def down(context: typer.Context, data: DataOption = None) -> None:
     """Stop an installation and remove all that it made on this machine.
 
     Example: nexus down --data ./data
@@ -56,6 +58,7 @@ def down(data: DataOption = None) -> None:
     from nexus.up.place import DEFAULT_BIND, Place, default_data_dir
     from nexus.up.run import report
 
+    data = data or session(context).data
     place = Place((data or default_data_dir()).resolve(), DEFAULT_BIND, "auto")
     try:
         run_down(place)
