@@ -130,10 +130,6 @@ def seen_state(status: MachineStatus, current: VmState, power: WantedPower, boot
             return "stopping"
         if status.boot < boot and status.state != "configured":
             return current
-    if status.state == "stopped" and status.exit_cause == "crashed":
-        # A crash is an error until somebody starts the VM, or stops it to say: I have seen it.
-        seen = power == "stopped" and current in ("stopping", "stopped")
-        return "stopped" if seen else "error"
     if crashed(status, power):
         return "error"
     return "requested" if status.state == "preparing" else status.state
