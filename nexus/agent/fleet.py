@@ -108,12 +108,12 @@ class Fleet:
             self.layout.vm(desired.id).desired, desired.model_dump_json(exclude_none=False).encode()
         )
 
-    def _add(self, machine: MachineLife, adopted: process.Vmm | None = None) -> None:
+    def _add(self, machine: MachineLife) -> None:
         self._machines[machine.id] = machine
-        self._tasks.start_soon(self._own, machine, adopted)
+        self._tasks.start_soon(self._own, machine)
 
-    async def _own(self, machine: MachineLife, adopted: process.Vmm | None) -> None:
-        await machine.run(adopted)
+    async def _own(self, machine: MachineLife) -> None:
+        await machine.run()
         if machine.gone.is_set():
             self._forget(machine)
 
@@ -134,8 +134,9 @@ class Fleet:
             await self.tools.network.remove_taps(vm_id)
             await anyio.to_thread.run_sync(disks.remove_tree, self.layout.trash(vm_id))
         running = process.vmm_pids()
-        for vm_id in self.layout.vm_ids():
-            await self._take_up_one(vm_id, running.get(vm_id, []))
+        async with anyio.create_task_group() as each:
+            for vm_id in self.layout.vm_ids():
+                each.start_soon(self._take_up_one, vm_id, running.get(vm_id, []))
         orphans = await anyio.to_thread.run_sync(
             self.tools.network.remove_orphans, self.layout.vm_ids()
         )
@@ -159,5 +160,7 @@ class Fleet:
             await self.tools.network.remove_taps(vm_id)
         elif record.phase not in ("starting", "running"):
             record.phase = "starting"
-        machine = MachineLife(desired, record, self.layout, self.tools, self._publish)
-        self._add(machine, vmm)
+        machine = MachineLife(desired, record, self.layout, self.tools, self._publish, vmm)
+        # Before anybody asks: its first answer is what is, not what was being found out.
+        await machine.look()
+        self._add(machine)

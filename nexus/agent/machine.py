@@ -50,10 +50,11 @@ class MachineLife:
         layout: Layout,
         tools: Tools,
         publish: Callable[["MachineLife"], None],
+        adopted: Vmm | None = None,
     ) -> None:
         self.desired = desired
         self.record = record
-        self.vmm: Vmm | None = None
+        self.vmm = adopted
         self.paused = False
         self.deleting = False
         self.gone = anyio.Event()
@@ -143,14 +144,14 @@ class MachineLife:
 
     # -- the task that owns the machine ------------------------------------------------------
 
-    async def run(self, adopted: Vmm | None = None) -> None:
+    async def run(self) -> None:
         """Lives until the VM is deleted or the agent ends; running VMs outlive both."""
         # Not the request's that happened to be the first to name this VM.
         structlog.contextvars.clear_contextvars()
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
-            if adopted is not None:
-                self._hold(adopted)
+            if self.vmm is not None:
+                self._hold(self.vmm)
             while not self.gone.is_set():
                 waiting = self._attention.begin()
                 try:
