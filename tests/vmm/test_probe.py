@@ -5,13 +5,17 @@ from pathlib import Path
 import pytest
 
 from nexus.vmm.errors import BinaryMissing, EngineUnavailable
-from nexus.vmm.probe import KvmProbe, choose_engine, decide, probe
+from nexus.vmm.probe import Engine, KvmProbe, choose_engine, decide, probe
 
 USABLE = KvmProbe(usable=True, opens=True, reason="hardware KVM by kvm_amd")
 OPENS = KvmProbe(usable=False, opens=True, reason="kvm_pvm")
 NOTHING = KvmProbe(usable=False, opens=False, reason="there is no /dev/kvm")
-NO_FIRECRACKER = {"firecracker": BinaryMissing("no firecracker", suggestion="install it")}
-NO_QEMU = {"qemu": BinaryMissing("no qemu", suggestion="apt-get install qemu-system-x86")}
+NO_FIRECRACKER: dict[Engine, BinaryMissing] = {
+    "firecracker": BinaryMissing("no firecracker", suggestion="install it")
+}
+NO_QEMU: dict[Engine, BinaryMissing] = {
+    "qemu": BinaryMissing("no qemu", suggestion="apt-get install qemu-system-x86")
+}
 
 
 def machine(root: Path, *modules: str, device: bool = True, flags: str = "fpu") -> Path:

@@ -18,7 +18,7 @@ import anyio
 from nexus.vmm.client import VmmClient
 
 # Generous: two cores may be shared by several emulated guests.
-BOOT_S = 40.0
+BOOT_S = 90.0
 API_S = 30.0
 EXIT_S = 60.0
 
