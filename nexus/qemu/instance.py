@@ -262,8 +262,10 @@ class Instance:
             entropy=config.entropy,
         )
         with self._timed("diff_create_snapshot" if diff else "full_create_snapshot"):
+            # Devices first: what they still hold is written to memory when they are saved.
+            stream = guest.save()
             write_memory(params.mem_file_path, self._memory_fd, config.machine.mem_size_mib << 20)
-            write_state(params.snapshot_path, saved, guest.save())
+            write_state(params.snapshot_path, saved, stream)
 
     def load_snapshot(self, params: SnapshotLoadParams) -> None:
         """``PUT /snapshot/load``: only into a VMM that nothing was configured in.
