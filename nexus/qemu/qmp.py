@@ -72,6 +72,8 @@ class Qmp:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise QmpGone from error
         answer = self._wait_for("return", time.monotonic() + timeout_s)
+        # Events may have come in one piece with the answer; nothing would wake us for them.
+        self._sort(None)
         if "error" in answer:
             raise QmpRefused(answer["error"].get("desc", command))
         return answer["return"]
