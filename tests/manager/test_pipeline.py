@@ -9,7 +9,6 @@ from nexus.api.vms import VmError
 from nexus.manager.config import Settings
 from nexus.manager.db.tables import VmRow
 from nexus.manager.pipelines import hosts
-from nexus.manager.pipelines.hosts import HostPipeline
 from tests.manager.agent_double import AgentDouble, refusing
 from tests.manager.core import Manager, running, until
 
@@ -145,23 +144,26 @@ async def test_what_changed_while_the_manager_was_away(
         await until("the lost machine is sent again", is_back)
 
 
-async def test_orphans_go_after_a_grace_period(manager: Manager, agent: AgentDouble) -> None:
-    kept = await manager.create(name="kept")
-    vm = await manager.create(name="orphan")
-    async with manager.runtime.db.write() as session:
-        await session.delete(await session.get(VmRow, vm["id"]))
-    runtime = manager.runtime
-    pipeline = HostPipeline(runtime.db, runtime.agents, runtime.pipeline, agent.url)
-    pipeline.orphan_grace_s = 0.1
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(pipeline.run)
+async def test_orphans_go_after_a_grace_period(
+    settings: Settings, agent: AgentDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "ORPHAN_GRACE_S", 0.1)
+    async with running(settings) as manager:
+        await manager.add_defaults()
+        kept = await manager.create(name="kept")
+        vm = await manager.create(name="orphan")
+        async with manager.runtime.db.write() as session:
+            await session.delete(await session.get(VmRow, vm["id"]))
+        agent.push(vm["id"])
+        agent.push(kept["id"])
 
         async def is_gone() -> bool:
-            return vm["id"] in agent.deletes
+            return vm["id"] not in agent.machines
 
         await until("the orphan is removed", is_gone)
-        tasks.cancel_scope.cancel()
-    assert kept["id"] in agent.machines
+        assert agent.deletes == [vm["id"]]
+        agent.push(kept["id"], state="paused")
+        await manager.becomes("kept", "paused")
 
 
 async def test_a_lost_host_makes_its_vms_unknown_until_it_is_back(
