@@ -108,13 +108,15 @@ def test_nic_balloon_and_entropy() -> None:
 
 
 def test_the_guest_is_told_its_root_and_under_tcg_the_rate_of_its_clock() -> None:
-    assert boot_arguments("quiet", [ROOT], TCG) == ("quiet root=/dev/vda rw tsc_early_khz=2600000")
-    assert boot_arguments("quiet", [], KVM) == "quiet"
-    assert boot_arguments(None, [], KVM) == DEFAULT_BOOT_ARGS
+    assert boot_arguments("quiet", [ROOT], TCG) == (
+        "quiet root=/dev/vda rw pci=off tsc_early_khz=2600000 tsc=reliable"
+    )
+    assert boot_arguments("quiet", [], KVM) == "quiet pci=off"
+    assert boot_arguments(None, [], KVM) == f"{DEFAULT_BOOT_ARGS} pci=off"
 
 
 def test_a_read_only_root_and_a_partition() -> None:
     root = Drive(
         drive_id="r", path_on_host="r", is_root_device=True, is_read_only=True, partuuid="0eaa-01"
     )
-    assert boot_arguments("", [root], KVM) == "root=PARTUUID=0eaa-01 ro"
+    assert boot_arguments("", [root], KVM) == "root=PARTUUID=0eaa-01 ro pci=off"
