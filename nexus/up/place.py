@@ -72,6 +72,7 @@ class Place:
             "DATABASE_URL",
             "MANAGER_ALLOW_IMAGE_PATHS",
             "MANAGER_RECONCILER_DISABLED",
+            "MANAGER_MEM_OVERCOMMIT",
             "FC_BRIDGE",
             "FC_BINARY",
             "JAILER_BINARY",
