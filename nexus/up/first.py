@@ -14,6 +14,8 @@ from nexus.up.say import Say
 BUILD_TIMEOUT_S = 900.0
 BUILD_POLL_S = 0.2
 HELLO_TIMEOUT_S = 60.0
+TALKATIVE = "console=ttyS0 reboot=k panic=1"
+"""The default kernel arguments without ``quiet``: a first boot is worth watching."""
 
 _DEFAULTS: dict[ImageRecipe, set[tuple[ImageKind, str]]] = {
     "debian-cloud": {("kernel", "debian-cloud"), ("initrd", "debian-cloud")},
@@ -86,7 +88,8 @@ async def _ensure_hello(client: AsyncClient) -> Vm:
     except NexusApiError as error:
         if error.status != 404:
             raise
-        return await client.vms.create(VmCreate(name="hello", rootfs="busybox"), wait="running")
+        spec = VmCreate(name="hello", rootfs="busybox", kernel_args=TALKATIVE)
+        return await client.vms.create(spec, wait="running")
     if vm.state == "paused":
         await client.vms.resume(vm.id, wait="running")
     elif vm.state != "running":

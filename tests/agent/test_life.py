@@ -154,6 +154,8 @@ def test_a_guest_that_does_not_listen_is_killed(agent: Agent, tiny_kernel: Path)
 def test_a_paused_vm_stops_gracefully(agent: Agent, tiny_kernel: Path) -> None:
     machine = agent.machine(tiny_kernel)
     agent.put(machine)
+    # A guest that is still starting has no ear for Ctrl-Alt-Del yet.
+    until("the banner", lambda: "ready" in "".join(agent.console(machine.id)))
     machine = changed(machine, power="paused")
     agent.put(machine)
     assert agent.put(changed(machine, power="stopped")).exit_cause == "stopped"
