@@ -12,6 +12,7 @@ from tests.integration.installation import Installation, machine_state, wait_for
 pytestmark = [pytest.mark.root, pytest.mark.firecracker, pytest.mark.qemu]
 
 ROUNDS = 20
+CLI_ROUNDS = 4
 BANNER = {"firecracker": "nexus-tiny ready", "qemu": "nexus-guest ready"}
 
 
@@ -51,14 +52,19 @@ def test_twenty_lives_through_rest_leave_nothing(
     assert machine_state(installation.data) == before
 
 
-def test_life_through_the_cli(installation: Installation, guest: dict[str, object]) -> None:
+def test_lives_through_the_cli_leave_nothing(installation: Installation) -> None:
     before = machine_state(installation.data)
-    name = "by-cli"
     if installation.engine == "firecracker":
         # The tiny guest is a kernel of its own and ignores the disk.
         arguments = ["busybox", "--kernel", "tiny", "--mem", "32"]
     else:
         arguments = ["busybox", "--mem", "128"]
+    for number in range(CLI_ROUNDS):
+        _one_life_through_the_cli(installation, f"by-cli-{number}", arguments)
+        assert machine_state(installation.data) == before
+
+
+def _one_life_through_the_cli(installation: Installation, name: str, arguments: list[str]) -> None:
     cli = installation.cli
     cli("run", *arguments, "--name", name, "--wait")
     assert name in cli("ls")
@@ -73,7 +79,6 @@ def test_life_through_the_cli(installation: Installation, guest: dict[str, objec
     cli("start", name)
     cli("rm", "-f", name)
     cli("show", name, code=3)
-    wait_for("an empty machine", lambda: machine_state(installation.data) == before)
 
 
 def test_a_guest_that_powers_off_is_stopped_and_can_start_again(
