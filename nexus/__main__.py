@@ -5,15 +5,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from nexus.cli.app import app, run, session
+from nexus.cli.app import app, run
+from nexus.cli.options import session
 
+services = typer.Typer()
 Output = Literal["text", "json"]
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder that holds the whole installation.")
 ]
 
 
-@app.command()
+@services.command()
 def up(
     context: typer.Context,
     data: DataOption = None,
@@ -47,7 +49,7 @@ def up(
         raise typer.Exit(1) from None
 
 
-@app.command()
+@services.command()
 def down(context: typer.Context, data: DataOption = None) -> None:
     """Stop an installation and remove all that it made on this machine.
 
@@ -67,7 +69,7 @@ def down(context: typer.Context, data: DataOption = None) -> None:
         raise typer.Exit(3 if error.status == 404 else 1) from None
 
 
-@app.command()
+@services.command()
 def manager() -> None:
     """Run the manager alone, with settings from the environment."""
     from nexus.manager.__main__ import main as run_manager
@@ -75,12 +77,15 @@ def manager() -> None:
     run_manager()
 
 
-@app.command()
+@services.command()
 def agent() -> None:
     """Run the agent alone, with settings from the environment."""
     from nexus.agent.__main__ import main as run_agent
 
     run_agent()
+
+
+app.add_typer(services)
 
 
 def main() -> None:

@@ -3,10 +3,10 @@
 import time
 
 from nexus.api.images import ImageBuild, ImageCreate, ImageKind, ImageRecipe
+from nexus.cli.actions import each
 from nexus.cli.exits import UsageFault
 from nexus.cli.output import ago, as_json, fields, print_json, size, table
 from nexus.cli.session import Session
-from nexus.cli.vms import each
 from nexus.client import Client, NexusApiError
 
 POLL_S = 0.2

@@ -1,17 +1,16 @@
 """What the commands on VMs do."""
 
 import re
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
-from nexus.api.vms import LogSource, Vm, VmCreate, VmEvent, VmState, WaitState
-from nexus.cli.exits import UsageFault, exit_code_of
-from nexus.cli.output import ago, as_json, fields, print_done, print_json, show_bytes, table
+from nexus.api.vms import Vm, VmCreate, VmState, WaitState
+from nexus.cli.events import events_table
+from nexus.cli.exits import UsageFault
+from nexus.cli.output import ago, as_json, fields, print_json, table
 from nexus.cli.session import Session
-from nexus.client import Client, NexusApiError
+from nexus.client import NexusApiError
 
 
 @dataclass(frozen=True)
@@ -188,99 +187,4 @@ def show(session: Session, name: str) -> None:
         for line in vm.error.log_tail:
             print(f"  | {line}")
     print()
-    _events_table(history)
-
-
-def events(session: Session, name: str) -> None:
-    with session.client() as client:
-        found = list(client.vms.events(name))
-    if session.output == "json":
-        print_json({"items": [as_json(event) for event in found], "next_cursor": None})
-    else:
-        _events_table(found)
-
-
-def _events_table(found: list[VmEvent]) -> None:
-    rows = [
-        (
-            event.at.isoformat(timespec="milliseconds"),
-            event.state,
-            event.reason,
-            event.actor,
-            event.message,
-        )
-        for event in found
-    ]
-    table(("TIME", "STATE", "REASON", "BY", "MESSAGE"), rows)
-
-
-Action = Literal["start", "pause", "resume"]
-
-
-def act(session: Session, action: Action, names: list[str], timeout_s: float) -> None:
-    def one(client: Client, name: str) -> None:
-        match action:
-            case "start":
-                client.vms.start(name, wait="running", timeout_s=timeout_s)
-            case "pause":
-                client.vms.pause(name, wait="paused", timeout_s=timeout_s)
-            case "resume":
-                client.vms.resume(name, wait="running", timeout_s=timeout_s)
-
-    each(session, names, one)
-
-
-def stop(session: Session, names: list[str], *, force: bool, grace_s: float) -> None:
-    each(
-        session,
-        names,
-        lambda client, name: client.vms.stop(name, force=force, grace_s=grace_s, wait="stopped"),
-    )
-
-
-def remove(session: Session, names: list[str], *, force: bool, timeout_s: float) -> None:
-    def one(client: Client, name: str) -> None:
-        if not force and (state := client.vms.get(name).state) in ("running", "paused"):
-            raise NexusApiError(
-                409,
-                "invalid_state",
-                f"{name} is {state}",
-                suggestion=f"nexus rm -f {name}, or nexus stop {name} first",
-            )
-        client.vms.delete(name, timeout_s=timeout_s)
-
-    each(session, names, one)
-
-
-def each(session: Session, names: list[str], one: Callable[[Client, str], None]) -> None:
-    """Does it for every name; a failure does not keep the others from it. The worst code wins."""
-    code = 0
-    done: list[str] = []
-    with session.client() as client:
-        for name in names:
-            try:
-                one(client, name)
-            except NexusApiError as error:
-                code = max(code, exit_code_of(error) or 1)
-            else:
-                done.append(name)
-                if session.output != "json":
-                    print(name, flush=True)
-    if session.output == "json":
-        print_done(done)
-    if code:
-        sys.exit(code)
-
-
-def logs(session: Session, name: str, source: LogSource, *, follow: bool, tail: int) -> None:
-    with session.client() as client:
-        if follow:
-            for chunk in client.vms.follow_logs(name, source=source, tail=tail):
-                show_bytes(chunk)
-            return
-        chunk_of_lines = client.vms.logs(name, source=source, tail=tail)
-    if session.output == "json":
-        print_json({"item": as_json(chunk_of_lines)})
-        return
-    for line in chunk_of_lines.lines:
-        show_bytes(f"{line}\n".encode())
+    events_table(history)

@@ -9,21 +9,14 @@ import anyio
 import httpx
 
 from nexus.api.common import Page
-from nexus.api.hosts import Host
-from nexus.api.images import (
-    Image,
-    ImageBuild,
-    ImageBuildCreate,
-    ImageCreate,
-    ImageKind,
-    ImageRecipe,
-)
-from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, WaitState
-from nexus.client import calls
-from nexus.client.calls import Call
+from nexus.client.calls import system as calls
+from nexus.client.calls.call import Call
 from nexus.client.connect import find_connection
 from nexus.client.errors import NexusApiError, NotReachable, answer_of, error_of, not_reachable
+from nexus.client.hosts import AsyncHosts
+from nexus.client.images import AsyncImages
 from nexus.client.retries import RETRY_ERRORS, RETRY_STATUSES, backoffs
+from nexus.client.vms import AsyncVms
 
 if TYPE_CHECKING:
     from nexus.client.console import AsyncConsole
@@ -47,9 +40,9 @@ class AsyncClient:
         self._token = token
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.AsyncClient(base_url=url, headers=headers, trust_env=False)
-        self.vms = Vms(self)
-        self.images = Images(self)
-        self.hosts = Hosts(self)
+        self.vms = AsyncVms(self)
+        self.images = AsyncImages(self)
+        self.hosts = AsyncHosts(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -126,117 +119,3 @@ class AsyncClient:
             cursor = answer.next_cursor
             if cursor is None:
                 return
-
-
-class Vms:
-    """``client.vms``. A VM is named by its id or its name."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def create(
-        self, spec: VmCreate, *, wait: WaitState | None = None, timeout_s: float | None = None
-    ) -> Vm:
-        """Makes a VM. With ``wait``, returns when it is so or in ``error``."""
-        return await self._client.send(calls.create_vm(spec, wait, timeout_s))
-
-    def list(
-        self, *, state: VmState | None = None, name: str | None = None, limit: int | None = None
-    ) -> AsyncIterator[Vm]:
-        """All VMs, oldest first; ``limit`` is the size of a page."""
-        return self._client.pages(lambda cursor: calls.list_vms(state, name, limit, cursor))
-
-    async def get(self, ref: str) -> Vm:
-        return await self._client.send(calls.get_vm(ref))
-
-    async def start(
-        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
-    ) -> None:
-        await self._client.send(calls.act_on_vm(ref, "start", wait, timeout_s))
-
-    async def stop(
-        self,
-        ref: str,
-        *,
-        force: bool = False,
-        grace_s: float | None = None,
-        wait: WaitState | None = None,
-    ) -> None:
-        """Asks the guest to power off; kills it after ``grace_s`` seconds, or at once."""
-        await self._client.send(calls.stop_vm(ref, force, grace_s, wait))
-
-    async def pause(
-        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
-    ) -> None:
-        await self._client.send(calls.act_on_vm(ref, "pause", wait, timeout_s))
-
-    async def resume(
-        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
-    ) -> None:
-        await self._client.send(calls.act_on_vm(ref, "resume", wait, timeout_s))
-
-    async def delete(self, ref: str, *, wait: bool = True, timeout_s: float | None = None) -> None:
-        """Deletes a VM in whatever state it is."""
-        await self._client.send(calls.delete_vm(ref, wait, timeout_s))
-
-    async def logs(self, ref: str, *, source: LogSource = "console", tail: int = 100) -> LogChunk:
-        return await self._client.send(calls.vm_logs(ref, source, tail))
-
-    def follow_logs(
-        self, ref: str, *, source: LogSource = "console", tail: int = 100
-    ) -> AsyncIterator[bytes]:
-        """The last ``tail`` lines, then what is written, as it is written."""
-        return self._client.stream(calls.follow_vm_logs(ref, source, tail))
-
-    def console(self, ref: str) -> AbstractAsyncContextManager["AsyncConsole"]:
-        """``async with client.vms.console(ref) as console``: the serial console, both ways."""
-        return self._client.console(ref)
-
-    def events(self, ref: str, *, limit: int | None = None) -> AsyncIterator[VmEvent]:
-        return self._client.pages(lambda cursor: calls.vm_events(ref, limit, cursor))
-
-
-class Images:
-    """``client.images``."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def register(self, spec: ImageCreate) -> Image:
-        """Registers a file that lies under the manager's image root."""
-        return await self._client.send(calls.register_image(spec))
-
-    def list(
-        self, *, kind: ImageKind | None = None, name: str | None = None, limit: int | None = None
-    ) -> AsyncIterator[Image]:
-        return self._client.pages(lambda cursor: calls.list_images(kind, name, limit, cursor))
-
-    async def get(self, ref: str) -> Image:
-        return await self._client.send(calls.get_image(ref))
-
-    async def delete(self, ref: str) -> None:
-        await self._client.send(calls.delete_image(ref))
-
-    async def build(self, recipe: ImageRecipe) -> ImageBuild:
-        """Begins a build, or returns the one of this recipe that runs already."""
-        return await self._client.send(calls.build_image(ImageBuildCreate(recipe=recipe)))
-
-    async def get_build(self, build_id: str) -> ImageBuild:
-        return await self._client.send(calls.get_build(build_id))
-
-    def builds(self, *, limit: int | None = None) -> AsyncIterator[ImageBuild]:
-        """All builds, the newest first."""
-        return self._client.pages(lambda cursor: calls.list_builds(limit, cursor))
-
-
-class Hosts:
-    """``client.hosts``."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    def list(self, *, limit: int | None = None) -> AsyncIterator[Host]:
-        return self._client.pages(lambda cursor: calls.list_hosts(limit, cursor))
-
-    async def get(self, host_id: str) -> Host:
-        return await self._client.send(calls.get_host(host_id))

@@ -8,7 +8,7 @@ from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from nexus.client.calls import console_path
+from nexus.client.calls.vms import console_path
 from nexus.client.errors import ConflictError, DeniedError, NexusApiError, NotReachable
 
 OPEN_TIMEOUT_S = 10.0

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import httpx
 
-from nexus.client.calls import Call
+from nexus.client.calls.call import Call
 
 T = TypeVar("T")
 RETRY_STATUSES = frozenset({502, 503, 504})

@@ -9,21 +9,14 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import httpx
 
 from nexus.api.common import Page
-from nexus.api.hosts import Host
-from nexus.api.images import (
-    Image,
-    ImageBuild,
-    ImageBuildCreate,
-    ImageCreate,
-    ImageKind,
-    ImageRecipe,
-)
-from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, WaitState
-from nexus.client import calls
-from nexus.client.calls import Call
+from nexus.client.calls import system as calls
+from nexus.client.calls.call import Call
 from nexus.client.connect import find_connection
 from nexus.client.errors import NexusApiError, NotReachable, answer_of, error_of, not_reachable
+from nexus.client.hosts import Hosts
+from nexus.client.images import Images
 from nexus.client.retries import RETRY_ERRORS, RETRY_STATUSES, backoffs
+from nexus.client.vms import Vms
 
 if TYPE_CHECKING:
     from nexus.client.console import Console
@@ -124,117 +117,3 @@ class Client:
             cursor = answer.next_cursor
             if cursor is None:
                 return
-
-
-class Vms:
-    """``client.vms``. A VM is named by its id or its name."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def create(
-        self, spec: VmCreate, *, wait: WaitState | None = None, timeout_s: float | None = None
-    ) -> Vm:
-        """Makes a VM. With ``wait``, returns when it is so or in ``error``."""
-        return self._client.send(calls.create_vm(spec, wait, timeout_s))
-
-    def list(
-        self, *, state: VmState | None = None, name: str | None = None, limit: int | None = None
-    ) -> Iterator[Vm]:
-        """All VMs, oldest first; ``limit`` is the size of a page."""
-        return self._client.pages(lambda cursor: calls.list_vms(state, name, limit, cursor))
-
-    def get(self, ref: str) -> Vm:
-        return self._client.send(calls.get_vm(ref))
-
-    def start(
-        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
-    ) -> None:
-        self._client.send(calls.act_on_vm(ref, "start", wait, timeout_s))
-
-    def stop(
-        self,
-        ref: str,
-        *,
-        force: bool = False,
-        grace_s: float | None = None,
-        wait: WaitState | None = None,
-    ) -> None:
-        """Asks the guest to power off; kills it after ``grace_s`` seconds, or at once."""
-        self._client.send(calls.stop_vm(ref, force, grace_s, wait))
-
-    def pause(
-        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
-    ) -> None:
-        self._client.send(calls.act_on_vm(ref, "pause", wait, timeout_s))
-
-    def resume(
-        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
-    ) -> None:
-        self._client.send(calls.act_on_vm(ref, "resume", wait, timeout_s))
-
-    def delete(self, ref: str, *, wait: bool = True, timeout_s: float | None = None) -> None:
-        """Deletes a VM in whatever state it is."""
-        self._client.send(calls.delete_vm(ref, wait, timeout_s))
-
-    def logs(self, ref: str, *, source: LogSource = "console", tail: int = 100) -> LogChunk:
-        return self._client.send(calls.vm_logs(ref, source, tail))
-
-    def follow_logs(
-        self, ref: str, *, source: LogSource = "console", tail: int = 100
-    ) -> Iterator[bytes]:
-        """The last ``tail`` lines, then what is written, as it is written."""
-        return self._client.stream(calls.follow_vm_logs(ref, source, tail))
-
-    def console(self, ref: str) -> AbstractContextManager["Console"]:
-        """``with client.vms.console(ref) as console``: the serial console, both ways."""
-        return self._client.console(ref)
-
-    def events(self, ref: str, *, limit: int | None = None) -> Iterator[VmEvent]:
-        return self._client.pages(lambda cursor: calls.vm_events(ref, limit, cursor))
-
-
-class Images:
-    """``client.images``."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def register(self, spec: ImageCreate) -> Image:
-        """Registers a file that lies under the manager's image root."""
-        return self._client.send(calls.register_image(spec))
-
-    def list(
-        self, *, kind: ImageKind | None = None, name: str | None = None, limit: int | None = None
-    ) -> Iterator[Image]:
-        return self._client.pages(lambda cursor: calls.list_images(kind, name, limit, cursor))
-
-    def get(self, ref: str) -> Image:
-        return self._client.send(calls.get_image(ref))
-
-    def delete(self, ref: str) -> None:
-        self._client.send(calls.delete_image(ref))
-
-    def build(self, recipe: ImageRecipe) -> ImageBuild:
-        """Begins a build, or returns the one of this recipe that runs already."""
-        return self._client.send(calls.build_image(ImageBuildCreate(recipe=recipe)))
-
-    def get_build(self, build_id: str) -> ImageBuild:
-        return self._client.send(calls.get_build(build_id))
-
-    def builds(self, *, limit: int | None = None) -> Iterator[ImageBuild]:
-        """All builds, the newest first."""
-        return self._client.pages(lambda cursor: calls.list_builds(limit, cursor))
-
-
-class Hosts:
-    """``client.hosts``."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def list(self, *, limit: int | None = None) -> Iterator[Host]:
-        return self._client.pages(lambda cursor: calls.list_hosts(limit, cursor))
-
-    def get(self, host_id: str) -> Host:
-        return self._client.send(calls.get_host(host_id))

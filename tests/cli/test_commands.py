@@ -210,7 +210,8 @@ def _commands() -> list[list[str]]:
         ]
         for below in group.registered_groups:
             if below.typer_instance is not None:
-                named += [[str(below.name), *path] for path in walk(below.typer_instance)]
+                prefix = [below.name] if isinstance(below.name, str) else []
+                named += [[*prefix, *path] for path in walk(below.typer_instance)]
         return named
 
     return [path for path in walk(app) if path[-1] != "ps"]

@@ -1,0 +1,105 @@
+"""Making, listing and deleting VMs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nexus.cli.options import Name, Names, Output, Timeout, session
+
+commands = typer.Typer()
+
+
+@commands.command("run")
+def run_vm(
+    context: typer.Context,
+    image: Annotated[str, typer.Argument(help="Root file system: an image's name or id.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name and host name.")] = None,
+    vcpu: Annotated[int, typer.Option("--vcpu", min=1, max=32)] = 1,
+    mem: Annotated[str, typer.Option("--mem", help="MiB, or 512M, or 2G.")] = "256M",
+    kernel: Annotated[str | None, typer.Option("--kernel", help="Kernel image.")] = None,
+    initrd: Annotated[str | None, typer.Option("--initrd", help="Initrd image.")] = None,
+    kernel_args: Annotated[str | None, typer.Option("--kernel-args")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="key=value; repeatable.")] = None,
+    ssh_key: Annotated[
+        list[Path] | None, typer.Option("--ssh-key", help="Public key file; repeatable.")
+    ] = None,
+    user_data: Annotated[
+        Path | None, typer.Option("--user-data", help="File given to the guest.")
+    ] = None,
+    start: Annotated[bool, typer.Option("--start/--no-start")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it runs.")] = True,
+    timeout: Timeout = 60.0,
+    output: Output = None,
+) -> None:
+    """Create a VM and start it.
+
+    Example: nexus run busybox --name web --vcpu 1 --mem 256M --wait
+    """
+    from nexus.cli import vms
+
+    vms.run(
+        session(context, output),
+        vms.RunOptions(
+            image=image,
+            name=name,
+            vcpu=vcpu,
+            mem=mem,
+            kernel=kernel,
+            initrd=initrd,
+            kernel_args=kernel_args,
+            tags=tag or [],
+            ssh_keys=ssh_key or [],
+            user_data=user_data,
+            start=start,
+            wait=wait,
+            timeout_s=timeout,
+        ),
+    )
+
+
+@commands.command("ls")
+def list_vms(
+    context: typer.Context,
+    state: Annotated[str | None, typer.Option("--state", help="Only VMs in this state.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Only names that begin so.")] = None,
+    output: Output = None,
+) -> None:
+    """List VMs.
+
+    Example: nexus ls --state running -o json
+    """
+    from nexus.cli import vms
+
+    vms.ls(session(context, output), state, name)
+
+
+commands.command("ps", help="The same as ls.")(list_vms)
+
+
+@commands.command()
+def show(context: typer.Context, name: Name, output: Output = None) -> None:
+    """Show one VM: state, error, images, addresses and events.
+
+    Example: nexus show web
+    """
+    from nexus.cli import vms
+
+    vms.show(session(context, output), name)
+
+
+@commands.command()
+def rm(
+    context: typer.Context,
+    names: Names,
+    force: Annotated[bool, typer.Option("-f", "--force", help="Also VMs that run.")] = False,
+    timeout: Timeout = 60.0,
+    output: Output = None,
+) -> None:
+    """Delete VMs with their disks.
+
+    Example: nexus rm -f web
+    """
+    from nexus.cli import actions
+
+    actions.remove(session(context, output), names, force=force, timeout_s=timeout)

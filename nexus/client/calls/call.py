@@ -1,0 +1,78 @@
+"""One call of the API as a value: what is sent, and how its answer is read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel
+
+from nexus.api.common import Created, Item
+from nexus.api.vms import WaitState
+
+T = TypeVar("T")
+DEFAULT_TIMEOUT_S = 30.0
+WAIT_GRACE_S = 10.0
+"""How much longer than a ``?wait=`` the client itself waits, so that the manager's answer wins."""
+
+Query = Mapping[str, str | int | float | bool | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request. ``read`` makes the answer out of the body's bytes."""
+
+    method: str
+    path: str
+    read: Callable[[bytes], T]
+    query: Query = field(default_factory=dict)
+    body: BaseModel | None = None
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    probe: bool = False
+    """Asks how things are at this moment: never retried."""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether sending it twice is the same as sending it once."""
+        return self.method == "GET" and not self.probe
+
+    def params(self) -> dict[str, str]:
+        return {name: _text(value) for name, value in self.query.items() if value is not None}
+
+    def content(self) -> bytes | None:
+        if self.body is None:
+            return None
+        return self.body.model_dump_json(exclude_unset=True).encode()
+
+
+def _text(value: str | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def item(answer: type[Item[T]]) -> Callable[[bytes], T]:
+    """Reads ``{"item": ...}``."""
+    return lambda content: answer.model_validate_json(content).item
+
+
+def created(answer: type[Created[T]]) -> Callable[[bytes], T]:
+    """Reads ``{"id": ..., "item": ...}``."""
+    return lambda content: answer.model_validate_json(content).item
+
+
+def nothing(content: bytes) -> None:
+    """Actions answer ``{"ok": true}``, which their status said already."""
+
+
+def one(path: str, ref: str, *rest: str) -> str:
+    """The path of one thing, or of what lies below it; ``ref`` may hold any character."""
+    return "/".join((path, quote(ref, safe=""), *rest))
+
+
+def waiting(wait: WaitState | None, timeout_s: float | None) -> dict[str, str | float | None]:
+    """The query that makes the manager hold its answer."""
+    return {"wait": wait, "timeout_s": timeout_s if wait else None}
+
+
+def patience(wait: WaitState | None, timeout_s: float | None) -> float:
+    """How long the client waits for an answer that the manager may hold."""
+    return (timeout_s or 60.0) + WAIT_GRACE_S if wait else DEFAULT_TIMEOUT_S
