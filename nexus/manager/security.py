@@ -88,6 +88,16 @@ def require(permission: Permission) -> params.Depends:
     return params.Depends(Require(permission))
 
 
+def visible(principal: Principal, project: str | None) -> str:
+    """The project a list shows: the token's own. Raises Forbidden for another one."""
+    if project not in (None, principal.project):
+        raise Forbidden(
+            f"the token {principal.actor!r} sees project {principal.project!r} only",
+            suggestion=f"use a token of project {project!r}",
+        )
+    return principal.project
+
+
 class Gate:
     """ASGI middleware: no request without a valid token gets past it, whatever its path.
 

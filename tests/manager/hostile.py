@@ -125,7 +125,10 @@ BAD_QUERIES = {
         f"limit={10**30}", f"limit={'9' * 5000}", "cursor=", "cursor=x", "cursor=..", "cursor=%00",
         "cursor=%ff", f"cursor={'x' * 5000}", "cursor=0193c5e4", "state=", "state=bad",
         "state=RUNNING", "state=running%00", "name=", "name=A", "name=%25", "name=a%00", "name=..",
-        "name=%ff", "limit=1&limit=x",
+        "name=%ff", "limit=1&limit=x", "tag=", "tag==x", "tag=a%20b", "tag=-a", "tag=a=%0a",
+        f"tag=a={'x' * 256}", f"tag={'x' * 5000}", "tag=a=%00", "&".join(["tag=a"] * 17),
+        "host=", "host=../x", "host=%ff", "host=%00", f"host={'x' * 300}", "project=other",
+        "project=", "project=..", "project=default&project=other",
     ],
     "/v1/images": [
         "limit=0", "limit=-1", "limit=1001", "limit=x", f"limit={10**30}", "cursor=x", "cursor=%00",

@@ -5,6 +5,7 @@ from typing import Literal
 
 from sqlalchemy import (
     BigInteger,
+    Connection,
     Float,
     ForeignKey,
     Index,
@@ -13,9 +14,13 @@ from sqlalchemy import (
     String,
     Text,
     UniqueConstraint,
+    delete,
+    event,
+    insert,
+    inspect,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column
 
 from nexus.api.common import Engine
 from nexus.api.hosts import Capacity, HostNetwork, HostState
@@ -187,6 +192,35 @@ class VmRow(Leased, Base):
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     observed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """When the agent saw what the observed columns say."""
+
+
+class VmTagRow(Base):
+    """One tag of a VM, for looking VMs up by their tags. Follows ``VmRow.tags`` by itself."""
+
+    __tablename__ = "vm_tags"
+    __table_args__ = (Index("ix_vm_tags_lookup", "project", "key", "value", "vm_id"),)
+
+    vm_id: Mapped[str] = mapped_column(ForeignKey("vms.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(63), primary_key=True)
+    value: Mapped[str] = mapped_column(String(255))
+    project: Mapped[str] = mapped_column(String(63))
+
+
+@event.listens_for(VmRow, "after_insert")
+@event.listens_for(VmRow, "after_update")
+def _index_tags(mapper: Mapper[VmRow], connection: Connection, row: VmRow) -> None:
+    """Writes the VM's tags as rows, in the flush that writes the VM: the two never differ."""
+    changed = inspect(row).attrs.tags.history
+    if not changed.has_changes():
+        return
+    if changed.deleted and changed.deleted[0]:
+        connection.execute(delete(VmTagRow).where(VmTagRow.vm_id == row.id))
+    tags = [
+        {"vm_id": row.id, "key": key, "value": value, "project": row.project}
+        for key, value in row.tags.items()
+    ]
+    if tags:
+        connection.execute(insert(VmTagRow), tags)
 
 
 class IpAddressRow(Base):

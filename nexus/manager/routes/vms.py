@@ -8,7 +8,9 @@ from nexus.api.common import Created, Item, Page
 from nexus.api.vms import Vm, VmCreate, VmEvent, VmState, WaitState
 from nexus.manager.routes.parts import WAIT_S, IdCursor, Limit, VmRef, Wait_s
 from nexus.manager.runtime import Nexus, caller_of
-from nexus.manager.security import Principal, require
+from nexus.manager.security import Principal, require, visible
+from nexus.manager.services.vm_filter import VmFilter
+from nexus.manager.services.vm_tags import MOST_SELECTORS, TagSelector
 from nexus.manager.services.waits import explain, wait_for
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
@@ -18,6 +20,21 @@ Writer = Annotated[Principal, require("vms:write")]
 
 NamePrefix = Annotated[
     str | None, Query(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Names that begin so.")
+]
+Host = Annotated[
+    str | None,
+    Query(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$", description="A host's id or name."),
+]
+Project = Annotated[
+    str | None,
+    Query(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="The token's own project."),
+]
+Tag = Annotated[
+    list[TagSelector],
+    Query(
+        max_length=MOST_SELECTORS,
+        description="``key=value``, or ``key`` with any value; VMs must match all that are given.",
+    ),
 ]
 
 
@@ -45,14 +62,16 @@ async def list_vms(
     nexus: Nexus,
     principal: Reader,
     state: VmState | None = None,
+    host: Host = None,
+    project: Project = None,
+    tag: Tag = [],  # noqa: B006 - nothing changes it
     name: NamePrefix = None,
     cursor: IdCursor = None,
     limit: Limit = 100,
 ) -> Page[Vm]:
-    """VMs in the order they were made."""
-    found = await nexus.vms.page(
-        principal.project, state=state, name_prefix=name, cursor=cursor, limit=limit
-    )
+    """VMs in the order they were made, narrowed to those that meet all conditions."""
+    narrowed = VmFilter(state=state, host=host, name_prefix=name, tags=tag)
+    found = await nexus.vms.page(visible(principal, project), narrowed, cursor=cursor, limit=limit)
     return Page(items=found.items, next_cursor=found.next_cursor)
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import Conflict, NameTaken, NotFound
 from nexus.api.hosts import HostNetwork
-from nexus.api.vms import Vm, VmCreate, VmEvent, VmImage, VmNic, VmState
+from nexus.api.vms import Vm, VmCreate, VmEvent, VmImage, VmNic
 from nexus.ids import new_id
 from nexus.manager import ipam, lifecycle, scheduler
 from nexus.manager.config import Settings
@@ -19,6 +19,7 @@ from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, IpAddressRow, VmEventRow, VmRow
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.services.hosts import is_healthy
+from nexus.manager.services.vm_filter import NO_FILTER, VmFilter
 from nexus.manager.services.vm_images import VmImages, choose
 from nexus.manager.uow import Caller, UnitOfWork, change
 
@@ -154,18 +155,14 @@ class VmService:
     async def page(
         self,
         project: str,
+        narrowed: VmFilter = NO_FILTER,
         *,
-        state: VmState | None = None,
-        name_prefix: str | None = None,
         cursor: str | None = None,
         limit: int = 100,
     ) -> Slice:
         """VMs in the order they were made, from behind ``cursor`` on."""
-        query = select(VmRow).where(VmRow.project == project).order_by(VmRow.id).limit(limit + 1)
-        if state is not None:
-            query = query.where(VmRow.state == state)
-        if name_prefix is not None:
-            query = query.where(VmRow.name.startswith(name_prefix, autoescape=True))
+        query = select(VmRow).where(*narrowed.conditions(project))
+        query = query.order_by(VmRow.id).limit(limit + 1)
         if cursor is not None:
             query = query.where(VmRow.id > cursor)
         async with self.db.read() as session:
