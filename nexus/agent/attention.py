@@ -37,11 +37,12 @@ class Attention:
             self._wake = anyio.Event()
             await self._wake.wait()
 
-    async def next_poke(self, timeout_s: float) -> None:
-        """Until a poke that comes from now on, or the time-out."""
+    async def next_poke(self, timeout_s: float) -> bool:
+        """Until a poke that comes from now on, or the time-out; whether there was a poke."""
         self._wake = anyio.Event()
         with anyio.move_on_after(timeout_s):
             await self._wake.wait()
+        return self._wake.is_set()
 
     def dismiss(self) -> None:
         """The owner ends; nobody waits any longer."""

@@ -5,6 +5,7 @@ facts, asks ``plan`` for the next step, takes it, and looks again until nothing 
 step can run twice and can be cut off anywhere: what was begun is in ``status.json`` before it is.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -36,6 +37,8 @@ BOOTED = b"Successfully started microvm"
 QUIET_S = 0.25
 KILL_TIMEOUT_S = 10.0
 API_TIMEOUT_S = 5.0
+ASK_AGAIN_S = 1.0
+"""A guest that is still booting does not hear Ctrl-Alt-Del, so it is sent until the guest is down."""
 
 log = structlog.get_logger("machine")
 
@@ -397,6 +400,9 @@ class MachineLife:
                 await self.client.resume()
                 self.paused = False
             await self.client.send_ctrl_alt_del()
+        except VmmError as error:
+            # The guest's keyboard is not ready, or it has left earlier keys unread.
+            log.info("the guest does not take Ctrl-Alt-Del yet", vm=self.id, error=error.message)
         except VmmFailure as error:
             if self._held().alive:
                 log.warning("cannot be asked to stop; killing", vm=self.id, error=error.message)
@@ -405,10 +411,14 @@ class MachineLife:
     async def _await_exit(self) -> None:
         """Until the guest is down, the time is up, or somebody wants something else."""
         asked_at = self.record.stop_asked_at or _now()
-        deadline = asked_at + timedelta(seconds=self.desired.stop_timeout_s)
-        left_s = max(0.0, (deadline - _now()).total_seconds())
-        if self._held().alive and not self.deleting:
-            await self._attention.next_poke(left_s)
+        while self._held().alive and not self.deleting:
+            # Read anew each time: whoever loses patience shortens it.
+            deadline = asked_at + timedelta(seconds=self.desired.stop_timeout_s)
+            left_s = (deadline - _now()).total_seconds()
+            if left_s <= 0 or await self._attention.next_poke(min(left_s, ASK_AGAIN_S)):
+                return
+            with anyio.move_on_after(left_s), contextlib.suppress(VmmFailure):
+                await self.client.send_ctrl_alt_del()
 
     async def _kill(self) -> None:
         vmm = self._held()

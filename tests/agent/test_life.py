@@ -161,6 +161,14 @@ def test_a_paused_vm_stops_gracefully(agent: Agent, tiny_kernel: Path) -> None:
     assert agent.put(changed(machine, power="stopped")).exit_cause == "stopped"
 
 
+def test_a_guest_that_does_not_listen_yet_is_asked_again(agent: Agent, tiny_kernel: Path) -> None:
+    deaf = "console=ttyS0 tiny.deaf tiny.deaf"
+    machine = agent.machine(tiny_kernel, kernel_args=deaf, stop_timeout_s=60)
+    agent.put(machine)
+    until("the banner", lambda: "ready" in "".join(agent.console(machine.id)))
+    assert agent.put(changed(machine, power="stopped")).exit_cause == "stopped"
+
+
 def test_a_bad_kernel_is_told_in_firecrackers_words(agent: Agent, tmp_path: Path) -> None:
     junk = tmp_path / "kernel"
     junk.write_bytes(b"not a kernel" * 100)
