@@ -1,10 +1,11 @@
 """The only door to agents: HTTP over a unix socket or TCP, typed answers, typed failures."""
 
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
-import httpx
+import httpcore
 from pydantic import TypeAdapter, ValidationError
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import InvalidHandshake
@@ -14,8 +15,8 @@ from nexus.api.errors import ErrorBody, HostUnreachable, NexusError, NotFound
 from nexus.api.hosts import Capacity, Inventory
 from nexus.api.machines import AgentEvent, Machine, MachineStatus
 from nexus.api.vms import LogChunk, LogSource
+from nexus.manager.agent_http import FAILURES, AgentHttp, Answer, lines, unreachable
 
-CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 45.0
 """A PUT or DELETE answers within 30 s."""
 LOOK_TIMEOUT_S = 5.0
@@ -43,20 +44,7 @@ class Agent:
         self.url = url
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._socket = url.removeprefix("unix:") if url.startswith("unix:") else None
-        self._http = self._connect()
-
-    def _connect(self) -> httpx.AsyncClient:
-        transport = httpx.AsyncHTTPTransport(
-            uds=self._socket,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-        )
-        return httpx.AsyncClient(
-            transport=transport,
-            base_url="http://agent" if self._socket else self.url,
-            timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-            headers=self._headers,
-            trust_env=False,
-        )
+        self._http = AgentHttp(url, self._headers)
 
     async def put_vm(self, machine: Machine) -> MachineStatus:
         """Has the agent ensure a machine; answers once it has converged, or after some 30 s."""
@@ -80,7 +68,7 @@ class Agent:
         """Every machine the agent holds."""
         answer = await self._ask("GET", "/agent/v1/vms")
         try:
-            return _statuses.validate_python(answer.json()["items"])
+            return _statuses.validate_python(json.loads(answer.content)["items"])
         except (ValueError, KeyError, TypeError) as error:
             raise self._nonsense(error) from error
 
@@ -141,7 +129,7 @@ class Agent:
                 "the agent gives no console for this VM", suggestion="nexus start NAME"
             ) from error
         except (OSError, TimeoutError) as error:
-            raise self._unreachable(error) from error
+            raise unreachable(self.url, error) from error
         try:
             yield connection
         finally:
@@ -149,7 +137,7 @@ class Agent:
 
     async def proxy(
         self, vm_id: str, method: str, path: str, body: bytes, content_type: str | None
-    ) -> httpx.Response:
+    ) -> Answer:
         """Relays a request to the VM's own API; a refusal has the VMM's fault message.
 
         ``path`` must be plain segments: this does not escape it.
@@ -161,13 +149,13 @@ class Agent:
 
     async def reconnect(self) -> None:
         """Drops every kept-alive connection; calls under way fail as if the host were away."""
-        old, self._http = self._http, self._connect()
-        await old.aclose()
+        old, self._http = self._http, AgentHttp(self.url, self._headers)
+        await old.close()
 
     async def close(self) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
-    async def _look(self, what: str) -> httpx.Response:
+    async def _look(self, what: str) -> Answer:
         return await self._ask("GET", f"/agent/v1/{what}", timeout_s=LOOK_TIMEOUT_S)
 
     async def _ask(
@@ -179,14 +167,13 @@ class Agent:
         headers: dict[str, str] | None = None,
         params: dict[str, str] | None = None,
         timeout_s: float = ANSWER_TIMEOUT_S,
-    ) -> httpx.Response:
-        timeout = httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S)
+    ) -> Answer:
         try:
-            answer = await self._http.request(
-                method, path, content=content, headers=headers, params=params, timeout=timeout
+            answer = await self._http.ask(
+                method, path, content=content, headers=headers, params=params, timeout_s=timeout_s
             )
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+        except FAILURES as error:
+            raise unreachable(self.url, error) from error
         if not answer.is_success:
             raise self._refusal(answer)
         return answer
@@ -194,56 +181,45 @@ class Agent:
     @contextlib.asynccontextmanager
     async def _stream(
         self, path: str, *, params: dict[str, str], silence_s: float | None
-    ) -> AsyncIterator[httpx.Response]:
-        timeout = httpx.Timeout(silence_s, connect=CONNECT_TIMEOUT_S)
-        request = self._http.build_request("GET", path, params=params, timeout=timeout)
+    ) -> AsyncIterator[httpcore.Response]:
+        """An answer that goes on. What breaks it while it is read is HostUnreachable as well."""
         try:
-            answer = await self._http.send(request, stream=True)
-            if not answer.is_success:
-                await answer.aread()
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
-        try:
-            if not answer.is_success:
-                raise self._refusal(answer)
-            yield answer
-        finally:
-            await answer.aclose()
+            async with self._http.stream(
+                "GET", path, params=params, silence_s=silence_s
+            ) as response:
+                if not 200 <= response.status < 300:
+                    raise self._refusal(Answer(response.status, await response.aread()))
+                yield response
+        except FAILURES as error:
+            raise unreachable(self.url, error) from error
 
-    async def _chunks(self, answer: httpx.Response) -> AsyncIterator[bytes]:
+    async def _events(self, response: httpcore.Response) -> AsyncIterator[AgentEvent]:
         try:
-            async for chunk in answer.aiter_bytes():
-                yield chunk
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
-
-    async def _events(self, answer: httpx.Response) -> AsyncIterator[AgentEvent]:
-        try:
-            async for line in answer.aiter_lines():
-                if line:
-                    yield AgentEvent.model_validate_json(line)
-        except httpx.HTTPError as error:
-            raise self._unreachable(error) from error
+            async for line in lines(response):
+                yield AgentEvent.model_validate_json(line)
+        except FAILURES as error:
+            raise unreachable(self.url, error) from error
         except ValidationError as error:
             raise self._nonsense(error) from error
 
-    def _read(self, kind: type[_Answer], answer: httpx.Response) -> _Answer:
+    async def _chunks(self, response: httpcore.Response) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in response.aiter_stream():
+                yield chunk
+        except FAILURES as error:
+            raise unreachable(self.url, error) from error
+
+    def _read(self, kind: type[_Answer], answer: Answer) -> _Answer:
         try:
             return kind.model_validate_json(answer.content)
         except ValidationError as error:
             raise self._nonsense(error) from error
 
-    def _refusal(self, answer: httpx.Response) -> NexusError:
+    def _refusal(self, answer: Answer) -> NexusError:
         try:
             return AgentRefused(ErrorBody.model_validate_json(answer.content))
         except ValidationError as error:
             return self._nonsense(error)
-
-    def _unreachable(self, error: Exception) -> HostUnreachable:
-        return HostUnreachable(
-            f"the agent at {self.url} does not answer: {error or type(error).__name__}",
-            suggestion="see whether it runs: nexus host ls",
-        )
 
     def _nonsense(self, error: Exception) -> HostUnreachable:
         return HostUnreachable(

@@ -3,10 +3,10 @@
 import re
 from typing import Annotated
 
-import httpx
 from fastapi import APIRouter, Request, Response
 
 from nexus.api.errors import InvalidState, NexusError, NotFound
+from nexus.manager.agent_http import Answer
 from nexus.manager.routes.parts import VmRef
 from nexus.manager.runtime import Nexus, caller_of
 from nexus.manager.security import Principal, require
@@ -41,7 +41,7 @@ async def relay(
     if request.method == "GET":
         return _answer(await agent.proxy(vm.id, "GET", path, body, kind))
     refusal: NexusError | None = None
-    answer: httpx.Response | None = None
+    answer: Answer | None = None
     try:
         answer = await agent.proxy(vm.id, request.method, path, body, kind)
     except NexusError as error:
@@ -54,9 +54,9 @@ async def relay(
     return _answer(answer)
 
 
-def _answer(answer: httpx.Response) -> Response:
+def _answer(answer: Answer) -> Response:
     return Response(
         answer.content,
-        status_code=answer.status_code,
+        status_code=answer.status,
         media_type=answer.headers.get("content-type"),
     )
