@@ -38,7 +38,7 @@ QUIET_S = 0.25
 KILL_TIMEOUT_S = 10.0
 API_TIMEOUT_S = 5.0
 ASK_AGAIN_S = 1.0
-"""A guest that is still booting does not hear Ctrl-Alt-Del, so it is sent until the guest is down."""
+"""A guest that is still booting does not hear Ctrl-Alt-Del, so it is sent until it is down."""
 
 log = structlog.get_logger("machine")
 
