@@ -15,14 +15,13 @@ import anyio.abc
 import anyio.to_thread
 import structlog
 
-from nexus.agent import disks, faults
+from nexus.agent import disks, faults, starting
 from nexus.agent.attention import Attention
-from nexus.agent.command import Jail
 from nexus.agent.ending import Ending, how_it_ended, last_lines
-from nexus.agent.errors import NetworkFailed, StageFailed
+from nexus.agent.errors import StageFailed
 from nexus.agent.layout import Layout, VmPaths, tap_name
 from nexus.agent.plan import Seen, Step, plan, state_of
-from nexus.agent.process import Vmm, spawn
+from nexus.agent.process import Vmm
 from nexus.agent.record import Record
 from nexus.agent.tools import Tools
 from nexus.api.errors import Conflict
@@ -31,10 +30,6 @@ from nexus.api.vms import VmError
 from nexus.vmm.client import VmmClient
 from nexus.vmm.errors import VmmError, VmmFailure
 
-BOOT_TIMEOUT_S = 30.0
-"""From spawn until the API says that the guest runs."""
-BOOTED = b"Successfully started microvm"
-QUIET_S = 0.25
 KILL_TIMEOUT_S = 10.0
 API_TIMEOUT_S = 5.0
 ASK_AGAIN_S = 1.0
@@ -237,41 +232,19 @@ class MachineLife:
     # -- the steps, in the order of a life ---------------------------------------------------
 
     async def _prepare(self) -> None:
-        await self._ensure_files()
+        await starting.ensure_files(self.desired, self.paths, self._tools, self.record.uid)
         self.record.phase = "configured"
         self.record.configured_at = _now()
         self.record.error = None
         self._save()
-
-    async def _ensure_files(self) -> None:
-        uid = self.record.uid
-        await anyio.to_thread.run_sync(
-            disks.ensure_files, self.desired, self.paths, self._tools.store, uid
-        )
-        faults.point("after_disk")
-
-    async def _ensure_taps(self) -> None:
-        try:
-            await self._tools.network.ensure_taps(self.id, len(self.desired.nics), self.record.uid)
-        except NetworkFailed as error:
-            raise StageFailed("network", error.message, suggestion=error.suggestion) from error
-        except OSError as error:
-            raise StageFailed("network", f"no TAP: {error}", suggestion="ip -br link") from error
-        faults.point("after_tap")
 
     async def _start(self) -> None:
         begun = time.perf_counter()
         record, paths = self.record, self.paths
         if not record.jailed:
             record.engine = self._tools.engine
-        try:
-            async with anyio.create_task_group() as both:
-                both.start_soon(self._ensure_files)
-                both.start_soon(self._ensure_taps)
-        except* StageFailed as failures:
-            raise _first(failures) from None
+        await starting.prepare(self.desired, paths, self._tools, record.uid)
         prepared = time.perf_counter()
-        disks.before_boot(paths, record.uid)
         self.record = record = Record(
             engine=record.engine,
             jailed=record.jailed,
@@ -283,15 +256,11 @@ class MachineLife:
         self._save()
         faults.point("before_spawn")
         try:
-            vmm = spawn(self._command(), paths, self._tools.environment)
-        except OSError as error:
+            vmm = starting.launch(record, paths, self._tools)
+        except StageFailed:
             record.phase = "ended"
             record.exited_at = _now()
-            raise StageFailed(
-                "spawn",
-                f"{error.filename or 'the VMM'} cannot be started: {error.strerror}",
-                suggestion="check FC_BINARY and JAILER_BINARY on the host",
-            ) from error
+            raise
         faults.point("after_spawn")
         self._hold(vmm)
         self._save()
@@ -308,12 +277,6 @@ class MachineLife:
             api_ms=_ms(time.perf_counter() - spawned),
         )
 
-    def _command(self) -> list[str]:
-        jail = None
-        if self.record.jailed and self._tools.jailer and self.record.uid is not None:
-            jail = Jail(jailer=self._tools.jailer, uid=self.record.uid)
-        return self._tools.command(self.record.engine, self.paths, jail)
-
     def _hold(self, vmm: Vmm) -> None:
         """Takes charge of a live VMM: remembers it and watches for its end."""
         if self._tasks is None:
@@ -329,47 +292,27 @@ class MachineLife:
 
     async def _await_api(self) -> None:
         """Until the VMM says that the guest runs. One that dies first is left to SETTLE."""
-        vmm = self._held()
         try:
-            with anyio.fail_after(BOOT_TIMEOUT_S):
-                if self.record.engine == "firecracker":
-                    await self._await_log(vmm)
-                info = await self.client.wait_for_socket(BOOT_TIMEOUT_S, died=lambda: not vmm.alive)
-                while info.state == "Not started":
-                    await anyio.sleep(0.002)
-                    info = await self.client.describe_instance()
-        except (VmmFailure, TimeoutError) as error:
-            if not vmm.alive:
-                return
-            # The API answered, then hung up: the VMM is ending, and says why in its log.
-            with anyio.move_on_after(1.0):
-                await vmm.exited.wait()
-                return
+            info = await starting.until_guest_runs(
+                self._held(), self.record, self.paths, self.client
+            )
+        except starting.NoAnswer as error:
             await self._kill()
             await self._settle()
             raise StageFailed(
                 "boot",
-                f"the VMM does not answer: {error or 'time-out'}",
+                f"the VMM does not answer: {error}",
                 suggestion=f"nexus logs {self.desired.name} --source vmm",
                 log_tail=last_lines(self.paths.vmm_log),
             ) from error
+        if info is None:
+            return
         self.paused = info.state == "Paused"
         self.record.phase = "running"
         self.record.started_at = _now()
         self.record.error = None
         self._save()
         faults.point("after_running")
-
-    async def _await_log(self, vmm: Vmm) -> None:
-        """Until Firecracker's log says that it booted, or a moment has passed.
-
-        A request that is under way when Firecracker fails to boot makes its API thread panic, and
-        its seccomp filter then ends it before it has written down why: so nothing is asked before.
-        """
-        with anyio.move_on_after(QUIET_S):
-            log_file = self.paths.vmm_log
-            while vmm.alive and BOOTED not in log_file.read_bytes():  # noqa: ASYNC110 - a file
-                await anyio.sleep(0.001)
 
     async def _set_paused(self, paused: bool) -> None:
         client = self.client
@@ -484,15 +427,6 @@ class MachineLife:
         if self.vmm is None:
             raise RuntimeError("this step needs a VMM")
         return self.vmm
-
-
-def _first(failures: BaseExceptionGroup[StageFailed]) -> StageFailed:
-    failure: BaseException = failures
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    if not isinstance(failure, StageFailed):
-        raise failure
-    return failure
 
 
 def _now() -> datetime:

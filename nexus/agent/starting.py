@@ -1,0 +1,118 @@
+"""The parts of a start: files and TAPs, a process, and the guest's first sign of life.
+
+What a machine does in its step ``START``, without what it remembers of it.
+"""
+
+import anyio
+import anyio.to_thread
+
+from nexus.agent import disks, faults
+from nexus.agent.command import Jail
+from nexus.agent.errors import NetworkFailed, StageFailed
+from nexus.agent.layout import VmPaths
+from nexus.agent.process import Vmm, spawn
+from nexus.agent.record import Record
+from nexus.agent.tools import Tools
+from nexus.api.machines import Machine
+from nexus.vmm.client import VmmClient
+from nexus.vmm.errors import VmmFailure
+from nexus.vmm.types import InstanceInfo
+
+BOOT_TIMEOUT_S = 30.0
+"""From spawn until the API says that the guest runs."""
+BOOTED = b"Successfully started microvm"
+QUIET_S = 0.25
+ENDING_S = 1.0
+
+
+class NoAnswer(Exception):
+    """The VMM lives, but does not say in time that the guest runs."""
+
+
+async def ensure_files(desired: Machine, paths: VmPaths, tools: Tools, uid: int | None) -> None:
+    """Everything the VMM reads. Raises StageFailed("disk")."""
+    await anyio.to_thread.run_sync(disks.ensure_files, desired, paths, tools.store, uid)
+    faults.point("after_disk")
+
+
+async def ensure_taps(desired: Machine, tools: Tools, uid: int | None) -> None:
+    """The host's ends of the VM's NICs. Raises StageFailed("network")."""
+    try:
+        await tools.network.ensure_taps(desired.id, len(desired.nics), uid)
+    except NetworkFailed as error:
+        raise StageFailed("network", error.message, suggestion=error.suggestion) from error
+    except OSError as error:
+        raise StageFailed("network", f"no TAP: {error}", suggestion="ip -br link") from error
+    faults.point("after_tap")
+
+
+async def prepare(desired: Machine, paths: VmPaths, tools: Tools, uid: int | None) -> None:
+    """Files and TAPs side by side, and the root as a VMM wants to find it. Raises StageFailed."""
+    try:
+        async with anyio.create_task_group() as both:
+            both.start_soon(ensure_files, desired, paths, tools, uid)
+            both.start_soon(ensure_taps, desired, tools, uid)
+    except* StageFailed as failures:
+        raise _first(failures) from None
+    disks.before_boot(paths, uid)
+
+
+def launch(record: Record, paths: VmPaths, tools: Tools) -> Vmm:
+    """Spawns the VMM. Raises StageFailed("spawn")."""
+    jail = None
+    if record.jailed and tools.jailer and record.uid is not None:
+        jail = Jail(jailer=tools.jailer, uid=record.uid)
+    try:
+        return spawn(tools.command(record.engine, paths, jail), paths, tools.environment)
+    except OSError as error:
+        raise StageFailed(
+            "spawn",
+            f"{error.filename or 'the VMM'} cannot be started: {error.strerror}",
+            suggestion="check FC_BINARY and JAILER_BINARY on the host",
+        ) from error
+
+
+async def until_guest_runs(
+    vmm: Vmm, record: Record, paths: VmPaths, client: VmmClient
+) -> InstanceInfo | None:
+    """What the VMM says once the guest runs; None for a VMM that ends before it does.
+
+    Raises NoAnswer when it lives and says nothing in time.
+    """
+    try:
+        with anyio.fail_after(BOOT_TIMEOUT_S):
+            if record.engine == "firecracker":
+                await _quiet_until_booted(vmm, paths)
+            info = await client.wait_for_socket(BOOT_TIMEOUT_S, died=lambda: not vmm.alive)
+            while info.state == "Not started":
+                await anyio.sleep(0.002)
+                info = await client.describe_instance()
+            return info
+    except (VmmFailure, TimeoutError) as error:
+        if not vmm.alive:
+            return None
+        # The API answered, then hung up: the VMM is ending, and says why in its log.
+        with anyio.move_on_after(ENDING_S):
+            await vmm.exited.wait()
+            return None
+        raise NoAnswer(str(error) or "time-out") from error
+
+
+async def _quiet_until_booted(vmm: Vmm, paths: VmPaths) -> None:
+    """Until Firecracker's log says that it booted, or a moment has passed.
+
+    A request that is under way when Firecracker fails to boot makes its API thread panic, and
+    its seccomp filter then ends it before it has written down why: so nothing is asked before.
+    """
+    with anyio.move_on_after(QUIET_S):
+        while vmm.alive and BOOTED not in paths.vmm_log.read_bytes():  # noqa: ASYNC110 - a file
+            await anyio.sleep(0.001)
+
+
+def _first(failures: BaseExceptionGroup[StageFailed]) -> StageFailed:
+    failure: BaseException = failures
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    if not isinstance(failure, StageFailed):
+        raise failure
+    return failure
