@@ -124,6 +124,8 @@ class VmEvent(Wire):
 
     id: int
     vm_id: Uuid
+    vm_name: str
+    """What the VM was called then."""
     at: Timestamp
     state: VmState
     reason: str

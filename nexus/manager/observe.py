@@ -184,5 +184,4 @@ def _event(
     reason: str,
     message: str,
 ) -> None:
-    who = Caller(caller.actor, row.project, caller.request_id, caller.permission)
-    session.add(vm_event(who, row.id, at, state, reason, message))
+    session.add(vm_event(caller, row, at, state, reason, message))

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from nexus.api.errors import NexusError
 from nexus.api.vms import VmState
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import AuditRow, VmEventRow
+from nexus.manager.db.tables import AuditRow, VmEventRow, VmRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +45,21 @@ class UnitOfWork:
     after: dict[str, object] | None = None
     events: list[VmEventRow] = field(default_factory=list)
 
-    def event(self, vm_id: str, state: VmState, reason: str, message: str) -> None:
+    def event(self, vm: VmRow, state: VmState, reason: str, message: str) -> None:
         """Notes a change in a VM's life, in this unit's transaction."""
-        row = vm_event(self.caller, vm_id, self.at, state, reason, message)
+        row = vm_event(self.caller, vm, self.at, state, reason, message)
         self.events.append(row)
         self.session.add(row)
 
 
 def vm_event(
-    caller: Caller, vm_id: str, at: datetime, state: VmState, reason: str, message: str
+    caller: Caller, vm: VmRow, at: datetime, state: VmState, reason: str, message: str
 ) -> VmEventRow:
-    """An event row for a change that ``caller`` caused."""
+    """An event row for a change of ``vm`` that ``caller`` caused."""
     return VmEventRow(
-        project=caller.project,
-        vm_id=vm_id,
+        project=vm.project,
+        vm_id=vm.id,
+        vm_name=vm.name,
         at=at,
         state=state,
         reason=reason,

@@ -184,6 +184,7 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
         event = VmEvent(
             id=cursor + 1,
             vm_id=wire.vm(ref).id,
+            vm_name=wire.vm(ref).name,
             at=NOW,
             state="running",
             reason="started" if cursor else "created",

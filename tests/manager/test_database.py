@@ -13,8 +13,11 @@ from nexus.manager import uow
 from nexus.manager.config import BadSetting, Settings
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import AuditRow, Base, VmEventRow
+from tests.manager.rows import host_row, image_row, vm_row
 
 pytestmark = pytest.mark.anyio
+
+VM = vm_row("vm", host_row(), image_row("kernel"))
 
 
 async def test_migrations_make_what_the_tables_say(database_url: str) -> None:
@@ -46,7 +49,7 @@ async def test_a_refused_change_leaves_only_its_audit_row(database_url: str) -> 
 
     async def refused() -> None:
         async with uow.change(db, uow.SYSTEM, "test.change", target="x") as unit:
-            unit.event("vm", "running", "never", "never")
+            unit.event(VM, "running", "never", "never")
             await unit.session.flush()
             raise Conflict("no")
 
@@ -71,7 +74,7 @@ async def test_many_writers_at_once(database_url: str) -> None:
     async def write() -> None:
         for _ in range(5):
             async with uow.change(db, uow.SYSTEM, "test.write") as unit:
-                unit.event("vm", "running", "r", "m")
+                unit.event(VM, "running", "r", "m")
 
     async with anyio.create_task_group() as tasks:
         for _ in range(20):
@@ -88,7 +91,7 @@ async def test_times_come_back_as_utc(database_url: str) -> None:
     elsewhere = timezone(timedelta(hours=5))
     at = datetime(2026, 7, 1, 12, 0, 0, 123456, tzinfo=elsewhere)
     async with db.write() as session:
-        session.add(uow.vm_event(uow.SYSTEM, "vm", at, "running", "r", "m"))
+        session.add(uow.vm_event(uow.SYSTEM, VM, at, "running", "r", "m"))
     async with db.read() as session:
         row = (await session.scalars(select(VmEventRow))).one()
     assert row.at == at

@@ -239,17 +239,34 @@ class VmEventRow(Base):
     """One change in a VM's life. Events outlive their VM."""
 
     __tablename__ = "vm_events"
-    __table_args__ = (Index("ix_vm_events_vm", "vm_id", "id"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index("ix_vm_events_vm", "vm_id", "id"),
+        Index("ix_vm_events_project", "project", "id"),
+        Index("ix_vm_events_name", "project", "vm_name", "id"),
+        Index("ix_vm_events_at", "at", "id"),
+        {"sqlite_autoincrement": True},
+    )
 
     id: Mapped[int] = mapped_column(_BIG_ID, primary_key=True, autoincrement=True)
     project: Mapped[str] = mapped_column(String(63), default="default")
     vm_id: Mapped[str] = mapped_column(String(36))
+    vm_name: Mapped[str] = mapped_column(String(63), server_default="")
+    """The VM's name at that time."""
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     state: Mapped[VmState] = mapped_column(String(16))
     reason: Mapped[str] = mapped_column(String(64))
     message: Mapped[str] = mapped_column(Text)
     actor: Mapped[str] = mapped_column(String(128))
     request_id: Mapped[str | None] = mapped_column(String(128))
+
+
+class EventHorizonRow(Base):
+    """One row: events up to ``pruned_to`` were deleted for their age."""
+
+    __tablename__ = "event_horizon"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    pruned_to: Mapped[int] = mapped_column(BigInteger)
 
 
 class AuditRow(Base):

@@ -221,7 +221,7 @@ class VmPipeline:
         if outcome is None:
             if row.power == "deleted":
                 caller = observe.caller_of(row)
-                session.add(vm_event(caller, row.id, now, "deleting", "deleted", "it is gone"))
+                session.add(vm_event(caller, row, now, "deleting", "deleted", "it is gone"))
                 await session.delete(row)
             return
         newest = outcome

@@ -88,7 +88,7 @@ class VmService:
             "mem_mib": row.mem_mib,
             "power": row.power,
         }
-        unit.event(vm_id, "requested", "created", f"requested on host {host.name}")
+        unit.event(row, "requested", "created", f"requested on host {host.name}")
         return row
 
     async def _place(self, session: AsyncSession, request: VmCreate, now: datetime) -> HostRow:
@@ -140,7 +140,7 @@ class VmService:
                 row.updated_at = unit.at
                 if row.state != wanted.state:
                     row.state, row.error = wanted.state, None
-                    unit.event(row.id, wanted.state, f"{action}_requested", _VERB[action])
+                    unit.event(row, wanted.state, f"{action}_requested", _VERB[action])
                 self.pipeline.take(row, unit.at)
             unit.after = {"power": row.power, "boot": row.boot, "state": row.state}
         if wanted is not None:
@@ -240,6 +240,7 @@ def _to_event(row: VmEventRow) -> VmEvent:
     return VmEvent(
         id=row.id,
         vm_id=row.vm_id,
+        vm_name=row.vm_name,
         at=row.at,
         state=row.state,
         reason=row.reason,
