@@ -10,6 +10,9 @@ ImageKind = Literal["kernel", "initrd", "rootfs"]
 ImageRecipe = Literal["debian-cloud", "busybox"]
 BuildState = Literal["queued", "running", "succeeded", "failed"]
 
+ImageFormat = Literal["raw", "gzip", "xz", "zstd", "qcow2"]
+"""How the bytes that are given stand for an image. What is kept is always raw."""
+
 HostPath = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
 
 
@@ -20,6 +23,8 @@ class ImageCreate(Wire):
     name: ImageName
     host_path: HostPath
     """Absolute, or relative to the image root."""
+    format: ImageFormat | None = None
+    """What the file must be; when absent, its first bytes say it."""
 
 
 class Image(Wire):

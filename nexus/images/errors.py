@@ -24,3 +24,11 @@ class ToolMissing(BuildError):
 
 class StoreError(ImageError):
     """The image store cannot take or give a file."""
+
+
+class BadImage(ImageError):
+    """A file cannot be an image of its kind."""
+
+
+class ImageTooLarge(ImageError):
+    """An image would be larger than is allowed."""

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from nexus.images.progress import Progress, quiet
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 BLOB_MODE = 0o444
+
+Fill = Callable[[int, Path], None]
+"""Writes a content into an empty file, given as descriptor and path."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,28 @@ class Store:
         before = os.fstat(source)
         if not stat.S_ISREG(before.st_mode):
             raise StoreError("the source is not a regular file", "give the path of an image file")
+
+        def fill(made: int, _path: Path) -> None:
+            sparse.clone(source, made)
+            after = os.fstat(source)
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                raise StoreError(
+                    "the source was written to while it was read", "import it when it is at rest"
+                )
+
+        return self.receive(fill, progress=progress)
+
+    def receive(self, fill: Fill, *, progress: Progress = quiet) -> StoredBlob:
+        """Takes what ``fill`` writes, given an empty file's descriptor and path, into the store.
+
+        Raises what ``fill`` raises, and then keeps nothing; StoreError if it does not fit.
+        """
         with workplace.file(self._blobs) as (made, path):
             try:
-                sparse.clone(source, made)
+                fill(made, path)
                 # The copy is hashed, not the source: a change meanwhile cannot give a wrong name.
-                sha256 = _hash(made, before.st_size, progress)
+                size = os.fstat(made).st_size
+                sha256 = _hash(made, size, progress)
                 os.fchmod(made, BLOB_MODE)
                 os.fsync(made)
             except OSError as failed:
@@ -122,16 +143,11 @@ class Store:
                     f"cannot keep the image: {failed.strerror}",
                     "free some space in the image store",
                 ) from failed
-            after = os.fstat(source)
-            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                raise StoreError(
-                    "the source was written to while it was read", "import it when it is at rest"
-                )
             if not self.has(sha256):
                 path.replace(self.path(sha256))
                 self._sync_folder()
         progress(1.0, "stored")
-        return StoredBlob(sha256, before.st_size)
+        return StoredBlob(sha256, size)
 
     def _sync_folder(self) -> None:
         folder = os.open(self._blobs, os.O_RDONLY | os.O_DIRECTORY)

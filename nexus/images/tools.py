@@ -11,10 +11,17 @@ PACKAGE_OF = {
     "apt-get": "apt",
     "debugfs": "e2fsprogs",
     "dpkg-deb": "dpkg",
+    "e2fsck": "e2fsprogs",
     "gcc": "gcc",
+    "gzip": "gzip",
     "lz4": "lz4",
     "mke2fs": "e2fsprogs",
+    "prlimit": "util-linux",
+    "qemu-img": "qemu-utils",
+    "setpriv": "util-linux",
     "unshare": "util-linux",
+    "xz": "xz-utils",
+    "zstd": "zstd",
 }
 """The Debian package that brings each program."""
 

@@ -31,6 +31,8 @@ class Settings:
     """Holds the bearer token that an agent on TCP wants."""
     mem_overcommit: float = 1.0
     """How much memory VMs may be promised, as a multiple of what a host has."""
+    image_max_bytes: int = 65536 << 20
+    """How large an image may be, decompressed and with its holes."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> "Settings":
@@ -49,6 +51,7 @@ class Settings:
             admin_token_file=Path(given.get("NEXUS_ADMIN_TOKEN_FILE") or data / "admin.token"),
             agent_token_file=_path(given, "NEXUS_AGENT_TOKEN_FILE"),
             mem_overcommit=_ratio(given, "MANAGER_MEM_OVERCOMMIT"),
+            image_max_bytes=_mib(given, "MANAGER_IMAGE_MAX_MIB", 65536) << 20,
         )
 
 
@@ -74,3 +77,10 @@ def _ratio(env: Mapping[str, str], name: str) -> float:
     if not 0 < ratio <= 1000:
         raise BadSetting(f"{name}={text!r} is not a number above 0")
     return ratio
+
+
+def _mib(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name) or str(default)
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:12]) <= 1 << 30):
+        raise BadSetting(f"{name}={text!r} is not a number of MiB above 0")
+    return int(text)

@@ -11,6 +11,7 @@ import pytest
 
 from nexus.api.errors import NotFound, PathRefused
 from nexus.api.images import ImageCreate
+from nexus.images.store import Fill
 from nexus.manager.config import Settings
 from nexus.manager.services.images import Images
 from nexus.manager.uow import Caller
@@ -212,12 +213,12 @@ async def test_a_file_replaced_after_it_was_opened_is_not_read(
 ) -> None:
     """The descriptor decides: a rename after the check changes nothing of what is read."""
     store = manager.runtime.images.store
-    real = store.import_file
+    real = store.receive
 
-    def swapped(source: int | Path) -> object:
+    def swapped(fill: Fill) -> object:
         (root / "disk").unlink()
         (root / "disk").symlink_to(root.parent / "outside" / "secret")
-        return real(source)
+        return real(fill)
 
-    monkeypatch.setattr(type(store), "import_file", lambda _self, source: swapped(source))
+    monkeypatch.setattr(type(store), "receive", lambda _self, fill: swapped(fill))
     assert await register(manager.runtime.images, "disk", "x") == "kept"

@@ -12,12 +12,14 @@ from nexus.api.errors import Conflict, InUse, NameTaken, NotFound, PathRefused, 
 from nexus.api.hosts import Capacity, HostNetwork
 from nexus.api.images import Image, ImageCreate, ImageKind
 from nexus.ids import new_id
+from nexus.images.store import Fill
 from nexus.manager.config import Settings
 from nexus.manager.db.columns import StoredImage
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, ImageRow, VmRow
 from nexus.manager.services.images import Images
 from nexus.manager.uow import Caller
+from tests.images import kernels
 
 pytestmark = pytest.mark.anyio
 
@@ -165,7 +167,7 @@ async def test_content_goes_with_its_last_name(images: Images) -> None:
 
 
 async def test_an_image_in_use_stays(images: Images, db: Database) -> None:
-    made = await add(images, "kernel", bytes(0x202) + b"HdrS", "kernel")
+    made = await add(images, "kernel", kernels.bzimage(), "kernel")
     vm_id = await make_vm(db, made)
     with pytest.raises(InUse, match="VM user"):
         await images.delete(CALLER, made.id)
@@ -192,17 +194,17 @@ async def test_content_without_a_name_is_swept_but_not_what_vms_use(
 async def test_content_swept_during_a_registration_is_stored_again(
     images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = images.store.import_file
+    real = images.store.receive
     swept = []
 
-    def swept_once(source: int | Path) -> object:
-        blob = real(source)
+    def swept_once(fill: Fill) -> object:
+        blob = real(fill)
         if not swept:
             swept.append(blob.sha256)
             images.store.remove(blob.sha256)
         return blob
 
-    monkeypatch.setattr(images.store, "import_file", swept_once)
+    monkeypatch.setattr(images.store, "receive", swept_once)
     made = await add(images, "image")
     assert swept == [made.sha256]
     assert kept(images) == {made.sha256}

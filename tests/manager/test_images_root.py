@@ -2,13 +2,11 @@
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nexus.api.errors import NexusError, NotFound, PathRefused, ValidationFailed
-from nexus.manager.image_formats import check_format
 from nexus.manager.image_root import open_under
 
 
@@ -140,41 +138,3 @@ def test_a_directory_swapped_for_a_link_never_leads_out(root: Path, outside: Pat
         finally:
             (root / "target").rename(swapped)
     assert seen == {b"inner", b"PathRefused"}
-
-
-@pytest.fixture
-def descriptor(tmp_path: Path) -> Iterator[int]:
-    handle = os.open(tmp_path / "image", os.O_RDWR | os.O_CREAT)
-    yield handle
-    os.close(handle)
-
-
-def elf(machine: int = 62, kind: bytes = b"\x02\x01") -> bytes:
-    return b"\x7fELF" + kind + b"\x01" + bytes(9) + b"\x02\x00" + machine.to_bytes(2, "little")
-
-
-@pytest.mark.parametrize("head", [elf() + bytes(600), bytes(0x202) + b"HdrS" + bytes(600)])
-def test_kernels_are_elf_or_bzimage(descriptor: int, head: bytes) -> None:
-    os.pwrite(descriptor, head, 0)
-    check_format("kernel", descriptor)
-
-
-@pytest.mark.parametrize("head", [b"x", bytes(4096), elf(machine=183), elf(kind=b"\x01\x01")])
-def test_other_kernels_are_refused_with_a_cure(descriptor: int, head: bytes) -> None:
-    os.pwrite(descriptor, head, 0)
-    with pytest.raises(ValidationFailed) as caught:
-        check_format("kernel", descriptor)
-    assert caught.value.suggestion
-
-
-@pytest.mark.parametrize("head", [b"\x1f\x8b", b"QFI\xfb", b"\x28\xb5\x2f\xfd", elf()])
-def test_a_root_that_is_no_raw_disk_is_refused(descriptor: int, head: bytes) -> None:
-    os.pwrite(descriptor, head, 0)
-    with pytest.raises(ValidationFailed, match="raw disk"):
-        check_format("rootfs", descriptor)
-
-
-def test_raw_disks_and_initrds_are_taken(descriptor: int) -> None:
-    os.pwrite(descriptor, bytes(4096), 0)
-    check_format("rootfs", descriptor)
-    check_format("initrd", descriptor)

@@ -12,15 +12,23 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Page
-from nexus.api.errors import Conflict, InUse, NameTaken, NotFound, ValidationFailed
+from nexus.api.errors import (
+    Conflict,
+    InUse,
+    NameTaken,
+    NexusError,
+    NotFound,
+    PayloadTooLarge,
+    ValidationFailed,
+)
 from nexus.api.images import Image, ImageCreate, ImageKind
 from nexus.ids import new_id
-from nexus.images.errors import StoreError
+from nexus.images.errors import BadImage, ImageError, ImageTooLarge
+from nexus.images.intake import Intake, take
 from nexus.images.store import SHA256, Store, StoredBlob
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import ImageRow, VmRow
-from nexus.manager.image_formats import check_format
 from nexus.manager.image_root import open_under
 from nexus.manager.turns import turn
 from nexus.manager.uow import Caller, UnitOfWork, change
@@ -71,22 +79,22 @@ class Images:
         with ExitStack() as stack:
             file = open_under(self.settings.image_root, wanted.host_path)
             descriptor = await to_thread.run_sync(stack.enter_context, file)
-            await to_thread.run_sync(check_format, wanted.kind, descriptor)
             async with self.db.read() as session:
                 await _refuse_taken(session, caller.project, wanted)
-            blob = await self._keep(descriptor)
+            intake = Intake(wanted.kind, self.settings.image_max_bytes, wanted.format)
+            blob = await self._keep(descriptor, intake)
             async with turn(self.settings.store_dir):
                 if not await to_thread.run_sync(self.store.has, blob.sha256):
-                    blob = await self._keep(descriptor)
+                    blob = await self._keep(descriptor, intake)
                 return await self._insert(caller, wanted, blob)
 
-    async def _keep(self, descriptor: int) -> StoredBlob:
+    async def _keep(self, descriptor: int, intake: Intake) -> StoredBlob:
         try:
             return await to_thread.run_sync(
-                self.store.import_file, descriptor, limiter=self.imports
+                take, self.store, descriptor, intake, limiter=self.imports
             )
-        except StoreError as error:
-            raise Conflict(str(error), suggestion=error.suggestion) from None
+        except ImageError as error:
+            raise _refusal(error) from None
 
     async def _insert(self, caller: Caller, wanted: ImageCreate, blob: StoredBlob) -> Image:
         async with change(self.db, caller, "image.create") as unit:
@@ -188,6 +196,15 @@ class Images:
         for sha256 in suspects - needed:
             await to_thread.run_sync(self.store.remove, sha256)
         return len(suspects - needed)
+
+
+def _refusal(error: ImageError) -> NexusError:
+    """What the store or a check said, as an answer."""
+    kinds: dict[type[ImageError], type[NexusError]] = {
+        BadImage: ValidationFailed,
+        ImageTooLarge: PayloadTooLarge,
+    }
+    return kinds.get(type(error), Conflict)(str(error), suggestion=error.suggestion)
 
 
 def wire(row: ImageRow) -> Image:
