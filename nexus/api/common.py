@@ -67,5 +67,11 @@ class Created(Wire, Generic[T]):
     item: T
 
 
+class CreatedMany(Created[T], Generic[T]):
+    """What several things made at once answer: the first one, and all of them."""
+
+    items: list[T]
+
+
 class Ok(Wire):
     ok: Literal[True] = True

@@ -40,10 +40,13 @@ UserData = Annotated[str, StringConstraints(max_length=65536)]
 
 
 class VmCreate(Wire):
-    """A request for one VM. Sizes are MiB."""
+    """A request for one VM, or for ``count`` of them alike. Sizes are MiB."""
 
     name: VmName | None = None
-    """Unique among the project's VMs; made up when absent."""
+    """Unique among the project's VMs; made up when absent. With ``count`` a number is put behind
+    it: ``web-1``, ``web-2`` …"""
+    count: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = None
+    """So many at once: all of them, or none."""
     vcpu: Annotated[int, Field(strict=True, ge=1, le=32)] = 1
     mem_mib: Annotated[int, Field(strict=True, ge=16, le=1048576)] = 256
     kernel: ImageRef | None = None

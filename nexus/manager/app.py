@@ -25,6 +25,7 @@ from nexus.manager.runtime import Runtime
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.tokens import ensure_admin_token, lookup_in
+from nexus.manager.services.vm_creation import VmCreation
 from nexus.manager.services.vms import VmService
 from nexus.manager.verify import Verifier
 from nexus.manager.waiters import Waiters
@@ -60,7 +61,8 @@ def make_runtime(settings: Settings) -> Runtime:
         agents=agents,
         waiters=waiters,
         pipeline=pipeline,
-        vms=VmService(db, pipeline, settings),
+        creation=VmCreation(db, pipeline, settings),
+        vms=VmService(db, pipeline),
         hosts=HostService(db),
         images=images_service,
         builds=BuildPipeline(db, images_service, instance),

@@ -14,6 +14,7 @@ from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.security import Permission, Principal
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
+from nexus.manager.services.vm_creation import VmCreation
 from nexus.manager.services.vms import VmService
 from nexus.manager.uow import Caller
 from nexus.manager.verify import Verifier
@@ -32,6 +33,7 @@ class Runtime:
     agents: Agents
     waiters: Waiters
     pipeline: VmPipeline
+    creation: VmCreation
     vms: VmService
     hosts: HostService
     images: Images

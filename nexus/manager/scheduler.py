@@ -1,7 +1,7 @@
 """Where a VM goes: a pure function from a request and the hosts to a placement."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nexus.api.errors import NoCapacity
 
@@ -49,3 +49,30 @@ def place(request: Request, hosts: Sequence[HostRoom], *, overcommit: float = 1.
             suggestion="ask for less (--mem), or delete VMs: nexus rm NAME",
         )
     return Placement(best.id)
+
+
+def place_all(
+    request: Request, count: int, hosts: Sequence[HostRoom], *, overcommit: float = 1.0
+) -> list[Placement]:
+    """``place`` for ``count`` requests alike, each seeing what the ones before it were promised.
+
+    Raises NoCapacity when not all of them fit.
+    """
+    rooms = {host.id: host for host in hosts}
+    placements: list[Placement] = []
+    for number in range(count):
+        try:
+            placement = place(request, list(rooms.values()), overcommit=overcommit)
+        except NoCapacity as error:
+            if number == 0:
+                raise
+            raise NoCapacity(
+                f"{count} VMs of {request.mem_mib} MiB are asked for, and there is room for "
+                f"{number}; none was made",
+                suggestion=f"ask for {number}, or for less memory each (--mem)",
+            ) from error
+        room = rooms[placement.host_id]
+        promised_mem_mib = room.promised_mem_mib + request.mem_mib
+        rooms[room.id] = replace(room, promised_mem_mib=promised_mem_mib)
+        placements.append(placement)
+    return placements

@@ -19,13 +19,16 @@ class Waiters:
             event.set()
 
     @contextlib.contextmanager
-    def listen(self, vm_id: str) -> Iterator[anyio.Event]:
-        """An event set by the next ``notify``. Enter before reading the row, so none is missed."""
+    def listen(self, *vm_ids: str) -> Iterator[anyio.Event]:
+        """An event set by the next ``notify`` of any of these VMs. Enter before reading their rows,
+        so that none is missed."""
         event = anyio.Event()
-        self._events[vm_id].add(event)
+        for vm_id in vm_ids:
+            self._events[vm_id].add(event)
         try:
             yield event
         finally:
-            self._events[vm_id].discard(event)
-            if not self._events[vm_id]:
-                del self._events[vm_id]
+            for vm_id in vm_ids:
+                self._events[vm_id].discard(event)
+                if not self._events[vm_id]:
+                    del self._events[vm_id]

@@ -45,6 +45,8 @@ class AgentDouble:
         self.lose_answers = 0
         """So many PUTs do their work and then break the connection."""
         self.fails_with: VmError | None = None
+        self.fails_only: str | None = None
+        """The name of the one VM that ``fails_with`` is about; all when absent."""
         self.proxied: list[tuple[str, str, str, bytes]] = []
         self.silent = False
         """Whether PUTs change machines without telling it on the stream."""
@@ -136,7 +138,7 @@ class AgentDouble:
         if machine.power == "stopped":
             state = "configured" if machine.boot == 0 else "stopped"
             cause = None if machine.boot == 0 else "stopped"
-        elif self.fails_with is not None:
+        elif self.fails_with is not None and self.fails_only in (None, machine.name):
             state, error = "error", self.fails_with
         elif machine.boot > boot:
             boot, started_at = machine.boot, now

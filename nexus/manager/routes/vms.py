@@ -4,14 +4,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from nexus.api.common import Created, Item, Page
+from nexus.api.common import Created, CreatedMany, Item, Page
 from nexus.api.vms import Vm, VmCreate, VmEvent, VmState, WaitState
 from nexus.manager.routes.parts import WAIT_S, IdCursor, Limit, VmRef, Wait_s
-from nexus.manager.runtime import Nexus, caller_of
+from nexus.manager.runtime import Nexus, Runtime, caller_of
 from nexus.manager.security import Principal, require, visible
 from nexus.manager.services.vm_filter import VmFilter
 from nexus.manager.services.vm_tags import MOST_SELECTORS, TagSelector
-from nexus.manager.services.waits import explain, wait_for
+from nexus.manager.services.waits import explain, timed_out, wait_for_all
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
 
@@ -46,15 +46,29 @@ async def create(
     principal: Writer,
     wait: Annotated[WaitState | None, Query(description="Answer when the VM is so.")] = None,
     timeout_s: Wait_s = WAIT_S,
-) -> Created[Vm]:
-    """Makes a VM. With ``wait`` the answer comes when it is there, or in ``error``."""
-    vm = await nexus.vms.create(body, caller_of(request, principal, "vms:write"))
+) -> CreatedMany[Vm] | Created[Vm]:
+    """Makes a VM, or ``count`` of them. With ``wait`` the answer comes when each is so, or in
+    ``error``. ``items`` are all of them, if there was a ``count``."""
+    vms = await nexus.creation.create(body, caller_of(request, principal, "vms:write"))
     if wait is not None:
-        seen = await wait_for(nexus.db, nexus.waiters, vm, wait, timeout_s)
-        if seen is None:
-            raise explain(None, wait)
-        vm = seen
-    return Created(id=vm.id, item=vm)
+        vms = await _awaited(nexus, vms, wait, timeout_s)
+    if body.count is None:
+        return Created(id=vms[0].id, item=vms[0])
+    return CreatedMany(id=vms[0].id, item=vms[0], items=vms)
+
+
+async def _awaited(nexus: Runtime, vms: list[Vm], state: WaitState, timeout_s: float) -> list[Vm]:
+    """The new VMs as they are when each has come to its end. Raises TimedOut or NotFound."""
+    seen = await wait_for_all(nexus.db, nexus.waiters, vms, state, timeout_s)
+    found = []
+    for vm in vms:
+        if vm.id not in seen:
+            raise timed_out(vm, state, timeout_s)
+        now = seen[vm.id]
+        if now is None:
+            raise explain(None, state)
+        found.append(now)
+    return found
 
 
 @router.get("")

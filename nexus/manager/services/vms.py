@@ -1,30 +1,20 @@
-"""VMs: making them, finding them, and changing what is wanted of them."""
+"""VMs: finding them, and changing what is wanted of them."""
 
 from dataclasses import dataclass
-from datetime import datetime
-from ipaddress import IPv4Address
 
-from sqlalchemy import func, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from nexus.api.errors import Conflict, NameTaken, NotFound
-from nexus.api.hosts import HostNetwork
-from nexus.api.vms import Vm, VmCreate, VmEvent, VmImage, VmNic
-from nexus.ids import new_id
-from nexus.manager import ipam, lifecycle, scheduler
-from nexus.manager.config import Settings
-from nexus.manager.db.columns import StoredImage, StoredNic
+from nexus.api.errors import NotFound
+from nexus.api.vms import Vm, VmEvent, VmImage, VmNic
+from nexus.manager import lifecycle
+from nexus.manager.db.columns import StoredImage
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, IpAddressRow, VmEventRow, VmRow
+from nexus.manager.db.tables import VmEventRow, VmRow
 from nexus.manager.pipelines.vms import VmPipeline
-from nexus.manager.services.hosts import is_healthy
 from nexus.manager.services.vm_filter import NO_FILTER, VmFilter
-from nexus.manager.services.vm_images import VmImages, choose
-from nexus.manager.uow import Caller, UnitOfWork, change
+from nexus.manager.uow import Caller, change
 
-IFACE = "eth0"
-_ATTEMPTS = 5
 _VERB = {
     "start": "starting",
     "stop": "stopping",
@@ -45,70 +35,9 @@ class Slice:
 class VmService:
     """The rules of VMs. Every change is one transaction, then a start of the pipeline."""
 
-    def __init__(self, db: Database, pipeline: VmPipeline, settings: Settings) -> None:
+    def __init__(self, db: Database, pipeline: VmPipeline) -> None:
         self.db = db
         self.pipeline = pipeline
-        self.settings = settings
-
-    async def create(self, request: VmCreate, caller: Caller) -> Vm:
-        """Makes the row with everything decided: images, host, address. Nothing on a host yet.
-
-        Raises ImageNotReady, NoCapacity, AddressPoolExhausted or NameTaken; then there is no row.
-        """
-        for _ in range(_ATTEMPTS):
-            try:
-                async with change(self.db, caller, "vm.create") as unit:
-                    row = await self._create(unit, request)
-            except IntegrityError as error:
-                if "name" in str(error.orig):
-                    raise _name_taken(request.name or "") from error
-                continue  # another manager took the address: choose again
-            self.pipeline.begin(row)
-            return to_vm(row)
-        raise Conflict("addresses are handed out too fast to get one", suggestion="try again")
-
-    async def _create(self, unit: UnitOfWork, request: VmCreate) -> VmRow:
-        session, project = unit.session, unit.caller.project
-        if request.name is not None and await _exists(session, project, request.name):
-            raise _name_taken(request.name)
-        images = await choose(session, project, request)
-        host = await self._place(session, request, unit.at)
-        vm_id = new_id()
-        address = await _next_address(session, host)
-        row = _new_row(unit, request, vm_id, host, images, _nic(vm_id, host.network, address))
-        self.pipeline.take(row, unit.at)
-        session.add(row)
-        await session.flush()
-        host.last_address = int(address)
-        session.add(IpAddressRow(host_id=host.id, address=int(address), vm_id=vm_id))
-        unit.target = vm_id
-        unit.after = {
-            "name": row.name,
-            "vcpu": row.vcpu,
-            "mem_mib": row.mem_mib,
-            "power": row.power,
-        }
-        unit.event(row, "requested", "created", f"requested on host {host.name}")
-        return row
-
-    async def _place(self, session: AsyncSession, request: VmCreate, now: datetime) -> HostRow:
-        hosts = (await session.scalars(select(HostRow).with_for_update())).all()
-        sums = select(VmRow.host_id, func.sum(VmRow.mem_mib)).group_by(VmRow.host_id)
-        promised = {host_id: int(mem_mib) for host_id, mem_mib in await session.execute(sums)}
-        placement = scheduler.place(
-            scheduler.Request(request.vcpu, request.mem_mib),
-            [
-                scheduler.HostRoom(
-                    id=host.id,
-                    healthy=is_healthy(host, now),
-                    mem_mib=host.capacity.mem_mib,
-                    promised_mem_mib=promised.get(host.id, 0),
-                )
-                for host in hosts
-            ],
-            overcommit=self.settings.mem_overcommit,
-        )
-        return next(host for host in hosts if host.id == placement.host_id)
 
     async def act(
         self,
@@ -247,75 +176,4 @@ def _to_event(row: VmEventRow) -> VmEvent:
         message=row.message,
         actor=row.actor,
         request_id=row.request_id,
-    )
-
-
-def _new_row(
-    unit: UnitOfWork,
-    request: VmCreate,
-    vm_id: str,
-    host: HostRow,
-    images: VmImages,
-    nic: StoredNic,
-) -> VmRow:
-    return VmRow(
-        id=vm_id,
-        project=unit.caller.project,
-        name=request.name or f"vm-{vm_id[-12:]}",
-        host_id=host.id,
-        engine=host.engine,
-        created_at=unit.at,
-        updated_at=unit.at,
-        vcpu=request.vcpu,
-        mem_mib=request.mem_mib,
-        kernel=images.kernel,
-        initrd=images.initrd,
-        rootfs=images.rootfs,
-        kernel_args=request.kernel_args,
-        nics=[nic],
-        tags=request.tags,
-        user_data=request.user_data,
-        ssh_keys=request.ssh_keys,
-        power="running" if request.start else "stopped",
-        boot=1 if request.start else 0,
-        generation=1,
-        stop_timeout_s=10.0,
-        wanted_by=unit.caller.actor,
-        wanted_in=unit.caller.request_id,
-        unsettled=True,
-        settled_generation=0,
-        state="requested",
-        next_attempt_at=unit.at,
-        attempts=0,
-    )
-
-
-def _nic(vm_id: str, network: HostNetwork, address: IPv4Address) -> StoredNic:
-    return StoredNic(
-        iface=IFACE,
-        mac=ipam.mac_for(vm_id, IFACE),
-        ip=ipam.with_prefix(address, network),
-        gateway=network.gateway,
-        dns=network.dns,
-    )
-
-
-async def _next_address(session: AsyncSession, host: HostRow) -> IPv4Address:
-    used = (
-        await session.scalars(select(IpAddressRow.address).where(IpAddressRow.host_id == host.id))
-    ).all()
-    return ipam.next_address(host.network, used, host.last_address)
-
-
-async def _exists(session: AsyncSession, project: str, name: str) -> bool:
-    query = select(VmRow.id).where(
-        VmRow.project == project, VmRow.name == name, VmRow.power != "deleted"
-    )
-    return (await session.scalar(query.limit(1))) is not None
-
-
-def _name_taken(name: str) -> NameTaken:
-    return NameTaken(
-        f"there is a VM named {name!r} already",
-        suggestion=f"choose another name, or: nexus rm {name}",
     )

@@ -1,11 +1,14 @@
 """Waiting until a VM has come where somebody wants it."""
 
 import time
+from collections.abc import Mapping, Sequence
 
 import anyio
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import InvalidState, NotFound, TimedOut
-from nexus.api.vms import Vm, WaitState
+from nexus.api.vms import Vm, VmState, WaitState
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import VmRow
 from nexus.manager.services.vms import to_vm
@@ -14,6 +17,7 @@ from nexus.manager.waiters import Waiters
 POLL_S = 1.0
 """How often to look without a hint: another manager may have done the work."""
 
+GATHER_S = 0.02
 _PAST_CONFIGURED = frozenset({"configured", "running", "paused", "stopped"})
 
 
@@ -24,32 +28,70 @@ async def wait_for(
 
     Answers the VM as it is then, and None when it is gone. Raises TimedOut, which undoes nothing.
     """
+    seen = await wait_for_all(db, waiters, [vm], state, timeout_s)
+    if vm.id not in seen:
+        raise timed_out(vm, state, timeout_s)
+    return seen[vm.id]
+
+
+async def wait_for_all(
+    db: Database, waiters: Waiters, vms: Sequence[Vm], state: WaitState, timeout_s: float
+) -> dict[str, Vm | None]:
+    """Waits until each of ``vms`` is in ``state``, or will not get there, or the time is up.
+
+    Answers those that have come to an end, as they are then, by their ids, and None for those that
+    are gone. What is missing from it was still on its way.
+    """
     deadline = time.monotonic() + timeout_s
+    pending = {vm.id: vm.generation for vm in vms}
+    seen: dict[str, Vm | None] = {}
     while True:
-        with waiters.listen(vm.id) as woken:
+        with waiters.listen(*pending) as woken:
             async with db.read() as session:
-                row = await session.get(VmRow, vm.id)
-            if row is None:
-                return None
-            if _is_over(row, vm.generation, state):
-                return to_vm(row)
+                ended = await _ended(session, pending, state)
+            seen.update(ended)
+            pending = {vm_id: wanted for vm_id, wanted in pending.items() if vm_id not in ended}
             left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise TimedOut(
-                    f"VM {vm.id} is {row.state} after {timeout_s:g} s, not {state}; "
-                    "it goes on, nothing was undone",
-                    suggestion=f"nexus show {row.name}",
-                )
+            if not pending or left_s <= 0:
+                return seen
             with anyio.move_on_after(min(left_s, POLL_S)):
                 await woken.wait()
+        if len(pending) > 1:
+            # Many that come at once are one look.
+            await anyio.sleep(GATHER_S)
 
 
-def _is_over(row: VmRow, generation: int, state: WaitState) -> bool:
-    if state == "deleted":
+async def _ended(
+    session: AsyncSession, pending: Mapping[str, int], state: WaitState
+) -> dict[str, Vm | None]:
+    """Those of the VMs that are gone, or for which ``state`` was reached or is out of reach."""
+    columns = select(VmRow.id, VmRow.state, VmRow.power, VmRow.settled_generation)
+    rows = (await session.execute(columns.where(VmRow.id.in_(pending)))).all()
+    ended: dict[str, Vm | None] = dict.fromkeys(pending.keys() - {row[0] for row in rows})
+    over = [
+        vm_id
+        for vm_id, now, power, settled in rows
+        if _is_over(state, now, settled=settled >= pending[vm_id] or power == "deleted")
+    ]
+    if over:
+        for row in await session.scalars(select(VmRow).where(VmRow.id.in_(over))):
+            ended[row.id] = to_vm(row)
+    return ended
+
+
+def _is_over(wanted: WaitState, now: VmState, *, settled: bool) -> bool:
+    if wanted == "deleted":
         return False
-    if state == "configured" and row.state in _PAST_CONFIGURED:
-        return True
-    return row.settled_generation >= generation or row.power == "deleted"
+    return settled or (wanted == "configured" and now in _PAST_CONFIGURED)
+
+
+def timed_out(vm: Vm, state: WaitState, timeout_s: float) -> TimedOut:
+    """The error for a VM that was still on its way when the time was up."""
+    return TimedOut(
+        f"VM {vm.id} ({vm.name}) is not {state} after {timeout_s:g} s; "
+        "it goes on, nothing was undone",
+        suggestion=f"nexus show {vm.name}",
+    )
 
 
 def has_reached(vm: Vm | None, state: WaitState) -> bool:

@@ -1,0 +1,206 @@
+"""Making VMs: one, or many alike, with everything decided in one transaction."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from ipaddress import IPv4Address
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from nexus.api.errors import Conflict, NameTaken, ValidationFailed
+from nexus.api.hosts import HostNetwork
+from nexus.api.vms import Vm, VmCreate
+from nexus.ids import new_id
+from nexus.manager import ipam, scheduler
+from nexus.manager.config import Settings
+from nexus.manager.db.columns import StoredNic
+from nexus.manager.db.session import Database
+from nexus.manager.db.tables import HostRow, IpAddressRow, VmRow
+from nexus.manager.pipelines.vms import VmPipeline
+from nexus.manager.services.hosts import is_healthy
+from nexus.manager.services.vm_images import VmImages, choose
+from nexus.manager.services.vms import to_vm
+from nexus.manager.uow import Caller, UnitOfWork, change
+
+IFACE = "eth0"
+LONGEST_NAME = 63
+_ATTEMPTS = 5
+
+
+class VmCreation:
+    """The rules of a VM's first moment. Nothing happens on a host before the rows are there."""
+
+    def __init__(self, db: Database, pipeline: VmPipeline, settings: Settings) -> None:
+        self.db = db
+        self.pipeline = pipeline
+        self.settings = settings
+
+    async def create(self, request: VmCreate, caller: Caller) -> list[Vm]:
+        """Makes the rows with everything decided: images, hosts, addresses. All of them or none.
+
+        Raises ImageNotReady, NoCapacity, AddressPoolExhausted, NameTaken or ValidationFailed; then
+        there is no row.
+        """
+        names = names_of(request)
+        for _ in range(_ATTEMPTS):
+            try:
+                async with change(self.db, caller, "vm.create") as unit:
+                    rows = await self._create(unit, request, names)
+            except IntegrityError as error:
+                if "name" in str(error.orig):
+                    raise _name_taken(request.name or "") from error
+                continue  # another manager took an address: choose again
+            for row in rows:
+                self.pipeline.begin(row)
+            return [to_vm(row) for row in rows]
+        raise Conflict("addresses are handed out too fast to get one", suggestion="try again")
+
+    async def _create(
+        self, unit: UnitOfWork, request: VmCreate, names: Sequence[str | None]
+    ) -> list[VmRow]:
+        session, project = unit.session, unit.caller.project
+        await _check_free(session, project, [name for name in names if name is not None])
+        images = await choose(session, project, request)
+        hosts = await self._place(session, request, len(names), unit.at)
+        addresses = {host.id: await _free_addresses(session, host) for host in set(hosts)}
+        rows: list[VmRow] = []
+        taken: list[IpAddressRow] = []
+        for name, host in zip(names, hosts, strict=True):
+            vm_id = new_id()
+            address = next(addresses[host.id])
+            host.last_address = int(address)
+            nic = _nic(vm_id, host.network, address)
+            row = _new_row(unit, request, vm_id, name, host, images, nic)
+            self.pipeline.take(row, unit.at)
+            rows.append(row)
+            taken.append(IpAddressRow(host_id=host.id, address=int(address), vm_id=vm_id))
+            unit.event(row, "requested", "created", f"requested on host {host.name}")
+        session.add_all(rows)
+        await session.flush()
+        session.add_all(taken)
+        unit.target = rows[0].id
+        unit.after = {
+            "name": rows[0].name,
+            "vcpu": request.vcpu,
+            "mem_mib": request.mem_mib,
+            "power": rows[0].power,
+        }
+        if request.count is not None:
+            unit.after["ids"] = [row.id for row in rows]
+        return rows
+
+    async def _place(
+        self, session: AsyncSession, request: VmCreate, count: int, now: datetime
+    ) -> list[HostRow]:
+        hosts = (await session.scalars(select(HostRow).with_for_update())).all()
+        sums = select(VmRow.host_id, func.sum(VmRow.mem_mib)).group_by(VmRow.host_id)
+        promised = {host_id: int(mem_mib) for host_id, mem_mib in await session.execute(sums)}
+        placements = scheduler.place_all(
+            scheduler.Request(request.vcpu, request.mem_mib),
+            count,
+            [
+                scheduler.HostRoom(
+                    id=host.id,
+                    healthy=is_healthy(host, now),
+                    mem_mib=host.capacity.mem_mib,
+                    promised_mem_mib=promised.get(host.id, 0),
+                )
+                for host in hosts
+            ],
+            overcommit=self.settings.mem_overcommit,
+        )
+        by_id = {host.id: host for host in hosts}
+        return [by_id[placement.host_id] for placement in placements]
+
+
+def names_of(request: VmCreate) -> list[str | None]:
+    """The names of the VMs asked for: ``web``, or with a count ``web-1`` to ``web-20``.
+
+    None is a name to be made up. Raises ValidationFailed when a number makes a name too long.
+    """
+    if request.count is None:
+        return [request.name]
+    if request.name is None:
+        return [None] * request.count
+    names = [f"{request.name}-{number}" for number in range(1, request.count + 1)]
+    if len(names[-1]) > LONGEST_NAME:
+        raise ValidationFailed(
+            f"name: {names[-1]!r} is longer than {LONGEST_NAME} characters",
+            suggestion="give a shorter name; VMs made together get a number behind it",
+        )
+    return [*names]
+
+
+def _new_row(
+    unit: UnitOfWork,
+    request: VmCreate,
+    vm_id: str,
+    name: str | None,
+    host: HostRow,
+    images: VmImages,
+    nic: StoredNic,
+) -> VmRow:
+    return VmRow(
+        id=vm_id,
+        project=unit.caller.project,
+        name=name or f"vm-{vm_id[-12:]}",
+        host_id=host.id,
+        engine=host.engine,
+        created_at=unit.at,
+        updated_at=unit.at,
+        vcpu=request.vcpu,
+        mem_mib=request.mem_mib,
+        kernel=images.kernel,
+        initrd=images.initrd,
+        rootfs=images.rootfs,
+        kernel_args=request.kernel_args,
+        nics=[nic],
+        tags=request.tags,
+        user_data=request.user_data,
+        ssh_keys=request.ssh_keys,
+        power="running" if request.start else "stopped",
+        boot=1 if request.start else 0,
+        generation=1,
+        stop_timeout_s=10.0,
+        wanted_by=unit.caller.actor,
+        wanted_in=unit.caller.request_id,
+        unsettled=True,
+        settled_generation=0,
+        state="requested",
+        next_attempt_at=unit.at,
+        attempts=0,
+    )
+
+
+def _nic(vm_id: str, network: HostNetwork, address: IPv4Address) -> StoredNic:
+    return StoredNic(
+        iface=IFACE,
+        mac=ipam.mac_for(vm_id, IFACE),
+        ip=ipam.with_prefix(address, network),
+        gateway=network.gateway,
+        dns=network.dns,
+    )
+
+
+async def _free_addresses(session: AsyncSession, host: HostRow) -> Iterator[IPv4Address]:
+    used = (
+        await session.scalars(select(IpAddressRow.address).where(IpAddressRow.host_id == host.id))
+    ).all()
+    return ipam.free_addresses(host.network, used, host.last_address)
+
+
+async def _check_free(session: AsyncSession, project: str, names: Sequence[str]) -> None:
+    query = select(VmRow.name).where(
+        VmRow.project == project, VmRow.name.in_(names), VmRow.power != "deleted"
+    )
+    taken = await session.scalar(query.limit(1)) if names else None
+    if taken is not None:
+        raise _name_taken(taken)
+
+
+def _name_taken(name: str) -> NameTaken:
+    return NameTaken(
+        f"there is a VM named {name!r} already",
+        suggestion=f"choose another name, or: nexus rm {name}",
+    )
