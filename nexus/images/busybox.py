@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from nexus.images import dropbear, skeleton, tools, workplace
+from nexus.images import dropbear, guestagent, skeleton, tools, workplace
 from nexus.images.debs import Packages
 from nexus.images.progress import Progress, quiet
 
@@ -60,6 +60,7 @@ def build(out: Path, *, packages: Packages, progress: Progress = quiet) -> Path:
         progress(0.2, "laying out the files")
         tree = work / "tree"
         lay_out(tree, (work / "packages" / "bin" / "busybox").read_bytes())
+        guestagent.build(tree / guestagent.NAME)
         progress(0.3, "fetching dropbear, the ssh server")
         dropbear.add(tree, work / "packages", packages)
         reset_times(tree)

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from nexus.images import cpio, skeleton, tools, workplace
+from nexus.images import cpio, guestagent, skeleton, tools, workplace
 from nexus.images.debs import Packages
 from nexus.images.errors import BuildError
 from nexus.images.progress import Progress, quiet
@@ -85,7 +85,9 @@ def build(out: Path, *, packages: Packages, progress: Progress = quiet) -> Debia
         progress(0.9, "packing the initial RAM disk")
         initrd = work / "initrd"
         busybox = (work / "busybox" / "bin" / "busybox").read_bytes()
-        entries = initrd_entries(work / "linux" / "lib" / "modules" / release, release, busybox)
+        agent = guestagent.build(work / "agent").read_bytes()
+        modules = work / "linux" / "lib" / "modules" / release
+        entries = initrd_entries(modules, release, busybox, agent)
         initrd.write_bytes(tools.run(["lz4", "-l", "-9", "-c"], stdin=cpio.archive(entries)))
 
         made = DebianKernel(out / "vmlinux", out / "bzImage", out / "initrd", release)
@@ -121,8 +123,8 @@ def extract_vmlinux(bzimage: Path, dest: Path) -> None:
     dest.write_bytes(kernel)
 
 
-def initrd_entries(modules: Path, release: str, busybox: bytes) -> list[cpio.Entry]:
-    """The files of the initial RAM disk: busybox, drivers, and the guest's own files."""
+def initrd_entries(modules: Path, release: str, busybox: bytes, agent: bytes) -> list[cpio.Entry]:
+    """The files of the initial RAM disk: busybox, drivers, the guest's agent and its own files."""
     folders = (
         "bin",
         "dev",
@@ -142,6 +144,7 @@ def initrd_entries(modules: Path, release: str, busybox: bytes) -> list[cpio.Ent
         cpio.character_device("dev/console", 5, 1),
         cpio.character_device("dev/null", 1, 3, 0o666),
         cpio.file("bin/busybox", busybox, 0o755),
+        cpio.file(guestagent.NAME, agent, 0o755),
     ]
     entries += [cpio.link(f"bin/{name}", "busybox") for name in COMMANDS]
     for item in skeleton.files("initrd", "busybox"):

@@ -12,7 +12,7 @@ PACKAGE_OF = {
     "debugfs": "e2fsprogs",
     "dpkg-deb": "dpkg",
     "e2fsck": "e2fsprogs",
-    "gcc": "gcc",
+    "gcc": "gcc libc6-dev",
     "gzip": "gzip",
     "lz4": "lz4",
     "mke2fs": "e2fsprogs",

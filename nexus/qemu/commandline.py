@@ -18,6 +18,9 @@ DEFAULT_BOOT_ARGS = (
 LAST_SLOT = 23
 # Bounds QEMU's cache of translated code; a booted Linux with a busy user space needs some 40 MiB.
 TRANSLATION_CACHE_MIB = 128
+# The port that the guest's agent looks for (docs/guest-agent.md), and how QEMU's events call it.
+GUEST_PORT = "nexus.guest.0"
+GUEST_PORT_ID = "guest-port"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Machine:
     nics: list[Nic] = field(default_factory=list)
     balloon: Balloon | None = None
     entropy: EntropyDevice | None = None
+    guest_port_fd: int | None = None
+    """QEMU's end of the virtio-serial port that stands in for a vsock device."""
 
 
 def boot_arguments(given: str | None, drives: list[Drive], host: Host) -> str:
@@ -143,9 +148,16 @@ def _devices(machine: Machine) -> list[str]:
     if machine.entropy is not None:
         argv += ["-object", "rng-random,id=rng,filename=/dev/urandom"]
         devices.append({"driver": "virtio-rng-device", "rng": "rng", **_rng(machine.entropy)})
+    if machine.guest_port_fd is not None:
+        # Port 0 is the console's, which nobody has here.
+        devices.append({"driver": "virtio-serial-device", "id": "serial", "max_ports": 2})
     for index, device in enumerate(devices):
         device["bus"] = f"virtio-mmio-bus.{LAST_SLOT - index}"
         argv += ["-device", json.dumps(device)]
+    if machine.guest_port_fd is not None:
+        argv += ["-chardev", f"socket,id=guest,fd={machine.guest_port_fd}"]
+        port = {"bus": "serial.0", "nr": 1, "chardev": "guest", "name": GUEST_PORT}
+        argv += ["-device", json.dumps({"driver": "virtserialport", "id": GUEST_PORT_ID, **port})]
     return argv
 
 

@@ -14,6 +14,7 @@ import msgspec
 from nexus.qemu.bodies import refusal
 from nexus.qemu.faults import Fault, os_error
 from nexus.qemu.tap import open_tap
+from nexus.qemu.vsock import Vsock as VsockDevice
 from nexus.vmm.types import (
     Balloon,
     BootSource,
@@ -30,6 +31,7 @@ from nexus.vmm.types import (
     ShownEntropyDevice,
     ShownMachineConfiguration,
     ShownNetworkInterface,
+    ShownVsock,
     Vsock,
 )
 
@@ -50,6 +52,14 @@ class OpenNic:
     tap_fd: int
 
 
+@dataclass(frozen=True)
+class OpenVsock:
+    """A configured vsock device and its listening unix socket."""
+
+    config: Vsock
+    device: VsockDevice
+
+
 class Configuration:
     """What the next start will be made of."""
 
@@ -60,6 +70,7 @@ class Configuration:
         self.nics: list[OpenNic] = []
         self.balloon: Balloon | None = None
         self.entropy: EntropyDevice | None = None
+        self.vsock: OpenVsock | None = None
         self.touched = False
 
     def put_machine(self, new: MachineConfiguration) -> None:
@@ -178,10 +189,17 @@ class Configuration:
         self.touched = True
 
     def put_vsock(self, new: Vsock) -> None:
-        raise Fault(
-            f"Vsock config error: nexus-qemu cannot serve {new.uds_path}: QEMU's vsock device has "
-            "no unix socket backend."
-        )
+        # The old device goes first, also when the new one then fails, as in Firecracker.
+        if self.vsock is not None:
+            self.vsock.device.remove()
+            self.vsock = None
+        self.open_vsock(new, "Vsock config error: Cannot create backend for vsock device: ")
+        self.touched = True
+
+    def open_vsock(self, new: Vsock, refused: str) -> None:
+        """Makes the device's unix socket; raises Fault, beginning with ``refused``."""
+        binding = f"{refused}Error binding to the host-side Unix socket: "
+        self.vsock = OpenVsock(new, VsockDevice(new.uds_path, binding))
 
     def set_drive(self, drive: Drive) -> None:
         """Notes a drive that was changed while the machine runs."""
@@ -207,8 +225,14 @@ class Configuration:
             boot_source=as_shown(boot, ShownBootSource),
             machine_config=self.machine_shown(),
             network_interfaces=[as_shown(nic.config, ShownNetworkInterface) for nic in self.nics],
+            vsock=self._vsock_shown(),
             entropy=as_shown(self.entropy, ShownEntropyDevice) if self.entropy else None,
         )
+
+    def _vsock_shown(self) -> ShownVsock | None:
+        if self.vsock is None:
+            return None
+        return as_shown(msgspec.structs.replace(self.vsock.config, vsock_id=None), ShownVsock)
 
 
 def as_shown(value: object, kind: type[T]) -> T:

@@ -4,6 +4,7 @@ States as Firecracker's: Not started → Running ⇄ Paused. One request is serv
 """
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from nexus.qemu.snapshot import (
 )
 from nexus.qemu.tap import open_tap
 from nexus.qemu.throttle import merged
+from nexus.qemu.vsock import Vsock
 from nexus.vmm.types import (
     Balloon,
     BalloonStats,
@@ -232,6 +234,11 @@ class Instance:
             **{_STATS[name]: value for name, value in reported.items() if name in _STATS},
         )
 
+    @property
+    def vsock(self) -> Vsock | None:
+        """The vsock device whose connections are to be served."""
+        return self.config.vsock.device if self.config.vsock is not None else None
+
     # -- snapshots -------------------------------------------------------------------------------
 
     def create_snapshot(self, params: SnapshotCreateParams) -> None:
@@ -260,6 +267,8 @@ class Instance:
             nics=[SavedNic(nic.config, nic.mac) for nic in config.nics],
             balloon=config.balloon,
             entropy=config.entropy,
+            vsock=config.vsock.config if config.vsock else None,
+            guest_port_open=config.vsock is not None and config.vsock.device.port_open,
         )
         with self._timed("diff_create_snapshot" if diff else "full_create_snapshot"):
             # Devices first: what they still hold is written to memory when they are saved.
@@ -287,7 +296,9 @@ class Instance:
             with self._timed("load_snapshot"):
                 saved, stream = read_state(params.snapshot_path)
                 self._adopt(saved, params.network_overrides)
-                self._launch(LOAD, kernel=False, memory_path=memory_path)
+                self._launch(
+                    LOAD, kernel=False, memory_path=memory_path, port_open=saved.guest_port_open
+                )
                 guest = self._running()
                 if guest.version != saved.qemu:
                     raise Fault(
@@ -324,6 +335,12 @@ class Instance:
         config.drives = saved.drives
         config.balloon = saved.balloon
         config.entropy = saved.entropy
+        if saved.vsock is not None:
+            config.open_vsock(
+                saved.vsock,
+                f"{LOAD}Failed to build microVM from snapshot: Failed to restore MMIO device: "
+                "Cannot restore devices: VsockUnixBackend: ",
+            )
         for nic in saved.nics:
             tap = taps.get(nic.config.iface_id, nic.config.host_dev_name)
             nic_config = msgspec.structs.replace(nic.config, host_dev_name=tap)
@@ -376,7 +393,14 @@ class Instance:
             self._drop(self.guest)
         self._limits.close()
 
-    def _launch(self, refused: str, *, kernel: bool, memory_path: str | None = None) -> None:
+    def _launch(
+        self,
+        refused: str,
+        *,
+        kernel: bool,
+        memory_path: str | None = None,
+        port_open: bool = False,
+    ) -> None:
         config = self.config
         size = config.machine.mem_size_mib << 20
         flags = os.MFD_CLOEXEC
@@ -388,27 +412,46 @@ class Instance:
             if memory_path is not None:
                 read_memory(memory_path, memory_fd, size)
             boot = config.boot if kernel else None
-            make = partial(
-                Machine,
-                self.id,
-                config.machine,
-                memory_fd,
-                kernel=boot.kernel_image_path if boot else None,
-                initrd=boot.initrd_path if boot else None,
-                boot_args=boot_arguments(
-                    boot.boot_args if boot else None, config.drives, self._host
-                ),
-                drives=config.drives,
-                nics=[Nic(nic.config.iface_id, nic.mac, nic.tap_fd) for nic in config.nics],
-                balloon=config.balloon,
-                entropy=config.entropy,
-            )
-            fds = [memory_fd, *(nic.tap_fd for nic in config.nics)]
-            self.guest = Guest.launch(make, self._host, fds, refused)
+            with self._guest_port(is_open=port_open) as port_fds:
+                make = partial(
+                    Machine,
+                    self.id,
+                    config.machine,
+                    memory_fd,
+                    kernel=boot.kernel_image_path if boot else None,
+                    initrd=boot.initrd_path if boot else None,
+                    boot_args=boot_arguments(
+                        boot.boot_args if boot else None, config.drives, self._host
+                    ),
+                    drives=config.drives,
+                    nics=[Nic(nic.config.iface_id, nic.mac, nic.tap_fd) for nic in config.nics],
+                    balloon=config.balloon,
+                    entropy=config.entropy,
+                    guest_port_fd=next(iter(port_fds), None),
+                )
+                fds = [memory_fd, *(nic.tap_fd for nic in config.nics), *port_fds]
+                self.guest = Guest.launch(make, self._host, fds, refused)
         except BaseException:
             os.close(memory_fd)
             raise
         self._memory_fd = memory_fd
+
+    @contextmanager
+    def _guest_port(self, *, is_open: bool) -> Iterator[list[int]]:
+        """QEMU's end of the port behind the vsock, if there is one; the device gets ours once QEMU
+        was started."""
+        if self.config.vsock is None:
+            yield []
+            return
+        ours, theirs = socket.socketpair()
+        try:
+            yield [theirs.fileno()]
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self.config.vsock.device.attach(ours, is_open=is_open)
 
     def _prepare(self, guest: Guest) -> None:
         """Sets what QEMU takes only at run time: limits, the balloon's target and statistics."""
@@ -433,6 +476,8 @@ class Instance:
     def _drop(self, guest: Guest) -> None:
         guest.end()
         self.guest = None
+        if self.config.vsock is not None:
+            self.config.vsock.device.detach()
         if self._memory_fd is not None:
             os.close(self._memory_fd)
             self._memory_fd = None

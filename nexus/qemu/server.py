@@ -68,6 +68,8 @@ class Server:
                     if key.fileobj in self._selector.get_map():
                         callback: Callable[[int], None] = key.data
                         callback(events)
+                if (vsock := self._instance.vsock) is not None:
+                    vsock.expire()
                 if self._instance.presses_left and time.monotonic() >= self._next_press:
                     self._press_again()
                 if time.monotonic() >= self._next_flush:
@@ -129,6 +131,8 @@ class Server:
         self._on_read(process.qmp.fileno(), self._on_qmp)
         self._on_read(process.stderr_fd, self._on_stderr)
         self._on_read(process.pidfd, self._on_exit)
+        if (vsock := self._instance.vsock) is not None:
+            self._on_read(vsock.fileno(), vsock.serve)
         self._note_events(guest)
 
     def _on_qmp(self) -> None:
@@ -148,6 +152,8 @@ class Server:
             name, data = event["event"], event.get("data", {})
             if name == "SHUTDOWN":
                 self._reason = str(data.get("reason", ""))
+            elif name == "VSERPORT_CHANGE" and (vsock := self._instance.vsock) is not None:
+                vsock.port_changed(bool(data["open"]))
             level = self._log.warning if name == "GUEST_PANICKED" else self._log.debug
             level(f"QEMU reports {name} {data}")
 
@@ -177,10 +183,15 @@ class Server:
     # -- the rest --------------------------------------------------------------------------------
 
     def _next_wake(self) -> float:
-        if not self._instance.presses_left:
+        wakes = [self._next_flush]
+        if self._instance.presses_left:
+            wakes.append(self._next_press)
+        else:
             self._next_press = time.monotonic() + POWER_INTERVAL_S
-            return self._next_flush
-        return min(self._next_flush, self._next_press)
+        vsock = self._instance.vsock
+        if vsock is not None and vsock.deadline is not None:
+            wakes.append(vsock.deadline)
+        return min(wakes)
 
     def _press_again(self) -> None:
         self._next_press = time.monotonic() + POWER_INTERVAL_S

@@ -11,7 +11,14 @@ import zlib
 import msgspec
 
 from nexus.qemu.faults import Fault, os_error
-from nexus.vmm.types import Balloon, Drive, EntropyDevice, MachineConfiguration, NetworkInterface
+from nexus.vmm.types import (
+    Balloon,
+    Drive,
+    EntropyDevice,
+    MachineConfiguration,
+    NetworkInterface,
+    Vsock,
+)
 
 FORMAT_VERSION = "v1.0.0"
 _MAGIC = b"NXQSNAP1"
@@ -40,6 +47,9 @@ class SavedMachine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nics: list[SavedNic]
     balloon: Balloon | None
     entropy: EntropyDevice | None
+    vsock: Vsock | None = None
+    guest_port_open: bool = False
+    """Whether the guest's agent was there."""
 
 
 def write_state(path: str, machine: SavedMachine, stream: bytes) -> None:

@@ -30,6 +30,7 @@ _PROGRAMS = {
     "mke2fs": "e2fsprogs",
     "lz4": "lz4",
     "dpkg-deb": "dpkg",
+    "gcc": "gcc libc6-dev",
     "setpriv": "util-linux",
 }
 

@@ -1,0 +1,48 @@
+#define _GNU_SOURCE
+#include "handlers.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "handler.h"
+
+#define CONNECTION 3
+
+static int ended = -1;
+static int running;
+
+int handlers_init(void) {
+    sigset_t children;
+    sigemptyset(&children);
+    sigaddset(&children, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &children, NULL);
+    ended = signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK);
+    return ended;
+}
+
+void handlers_reap(void) {
+    struct signalfd_siginfo news;
+    while (read(ended, &news, sizeof news) > 0)
+        ;
+    while (waitpid(-1, NULL, WNOHANG) > 0)
+        running--;
+}
+
+bool handlers_start(int connection) {
+    if (running >= HANDLERS_MAX)
+        return false;
+    pid_t pid = fork();
+    if (pid == 0) {
+        /* Descriptors of other connections would keep them open: only this one is taken along. */
+        if (connection != CONNECTION)
+            dup3(connection, CONNECTION, O_CLOEXEC);
+        close_range(CONNECTION + 1, ~0U, 0);
+        handler_run(CONNECTION);
+    }
+    if (pid > 0)
+        running++;
+    return pid > 0;
+}
