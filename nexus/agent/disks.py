@@ -69,8 +69,9 @@ def ensure_files(machine: Machine, paths: VmPaths, store: Store, owner: int | No
 
 
 def before_boot(paths: VmPaths, owner: int | None) -> None:
-    """Clears what an earlier VMM left: its socket, its log, the inside of its jail."""
+    """Clears what an earlier VMM left: its sockets, its log, the inside of its jail."""
     paths.socket.unlink(missing_ok=True)
+    paths.vsock.unlink(missing_ok=True)
     (paths.root / VMM_LOG).unlink(missing_ok=True)
     os.close(os.open(paths.vmm_log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     _own(paths.vmm_log, owner)
@@ -82,6 +83,7 @@ def before_boot(paths: VmPaths, owner: int | None) -> None:
 def after_exit(paths: VmPaths) -> None:
     """Clears what a VMM that ended leaves; disk, logs and config stay."""
     paths.socket.unlink(missing_ok=True)
+    paths.vsock.unlink(missing_ok=True)
     if paths.jailed:
         clear_jail(paths.root)
 

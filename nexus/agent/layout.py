@@ -12,6 +12,7 @@ KERNEL = "kernel"
 INITRD = "initrd"
 CONFIG_DRIVE = "config.iso"
 API_SOCKET = "api.sock"
+VSOCK_SOCKET = "v.sock"
 VMM_CONFIG = "vmm.json"
 VMM_LOG = "vmm.log"
 """Names inside a VM's root, as they are given to the VMM."""
@@ -63,6 +64,11 @@ class VmPaths:
     @property
     def socket(self) -> Path:
         return self.root / API_SOCKET
+
+    @property
+    def vsock(self) -> Path:
+        """The unix socket behind which the guest's agent is reached (docs/guest-agent.md)."""
+        return self.root / VSOCK_SOCKET
 
     @property
     def vmm_config(self) -> Path:

@@ -2,11 +2,21 @@
 
 import msgspec
 
-from nexus.agent.layout import CONFIG_DRIVE, INITRD, KERNEL, ROOTFS, tap_name
+from nexus.agent.layout import CONFIG_DRIVE, INITRD, KERNEL, ROOTFS, VSOCK_SOCKET, tap_name
 from nexus.api.machines import Machine
-from nexus.vmm.types import BootSource, Drive, MachineConfiguration, NetworkInterface, VmConfigFile
+from nexus.vmm.types import (
+    BootSource,
+    Drive,
+    MachineConfiguration,
+    NetworkInterface,
+    VmConfigFile,
+    Vsock,
+)
 
 DEFAULT_KERNEL_ARGS = "console=ttyS0 reboot=k panic=1 quiet"
+
+GUEST_CID = 3
+"""The guest's address on its vsock; each VMM has a vsock of its own, so that all may have this."""
 
 
 def kernel_args(machine: Machine) -> str:
@@ -61,6 +71,7 @@ def vmm_config(machine: Machine) -> VmConfigFile:
             )
             for index, nic in enumerate(machine.nics)
         ],
+        vsock=Vsock(guest_cid=GUEST_CID, uds_path=VSOCK_SOCKET),
     )
 
 

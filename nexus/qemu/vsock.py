@@ -5,6 +5,7 @@ taken the stream (Firecracker docs: vsock). QEMU has no vsock device with a unix
 so all streams share one port of a virtio-serial device, framed as ``mux`` does.
 """
 
+import errno
 import os
 import select
 import socket
@@ -21,6 +22,7 @@ OPEN_TIMEOUT_S = 2.0
 MAX_STREAMS = 64
 _OUT_MAX = 256 << 10
 _RECEIVE = 64 << 10
+_PATH_MAX = 108
 
 
 class Vsock:
@@ -280,17 +282,18 @@ def _is_waiting(stream: Stream) -> bool:
 
 
 def _listen(path: str, refused: str) -> socket.socket:
+    """A listening socket; what fails is said in the words of Firecracker's library."""
+    if "\0" in path:
+        raise Fault(f"{refused}paths must not contain interior null bytes")
+    if len(os.fsencode(path)) >= _PATH_MAX:
+        raise Fault(f"{refused}path must be shorter than SUN_LEN")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.bind(path)
         listener.listen(MAX_STREAMS)
     except OSError as error:
         listener.close()
-        words = {98: "Address in use (os error 98)"}  # as Firecracker's library has it
-        # Without a number: Python found the path too long, which Firecracker's library calls so.
-        text = os_error(error) if error.errno else "No such file or directory (os error 2)"
-        raise Fault(f"{refused}{words.get(error.errno or 0, text)}") from error
-    except ValueError as error:
-        listener.close()
-        raise Fault(f"{refused}paths must not contain interior null bytes") from error
+        in_use = error.errno == errno.EADDRINUSE
+        text = f"Address in use (os error {error.errno})" if in_use else os_error(error)
+        raise Fault(f"{refused}{text}") from error
     return listener

@@ -37,7 +37,7 @@ def test_a_whole_life(agent: Agent, tiny_kernel: Path) -> None:
     status = agent.put(machine)
     assert (status.state, status.boot, status.error) == ("running", 1, None)
     assert status.pid in agent.vmms(machine.id)
-    until("the banner", lambda: "nexus-tiny ready devices=2" in "".join(agent.console(machine.id)))
+    until("the banner", lambda: "nexus-tiny ready devices=3" in "".join(agent.console(machine.id)))
 
     again = agent.put(machine)
     assert again.pid == status.pid

@@ -13,11 +13,6 @@ class Difference:
     why: str
 
 
-_VSOCK = Difference(
-    400,
-    r"Vsock config error: nexus-qemu cannot serve .*",
-    "QEMU has no vsock device with a unix socket behind it.",
-)
 _MMDS = Difference(
     400,
     r"MMDS config error: The guest cannot reach MMDS under nexus-qemu\.",
@@ -25,8 +20,6 @@ _MMDS = Difference(
 )
 
 DIFFERENCES: dict[str, Difference] = {
-    "vsock": _VSOCK,
-    "vsock in no folder": _VSOCK,
     "MMDS configuration": _MMDS,
     "MMDS on an unknown NIC": _MMDS,
     "MMDS on no NIC": _MMDS,

@@ -11,7 +11,7 @@ import pytest
 
 from nexus.vmm import types as t
 from nexus.vmm.client import VmmClient
-from nexus.vmm.errors import VmmUnreachable
+from nexus.vmm.errors import VmmError, VmmUnreachable
 from tests.vmm.lab import Lab
 from tests.vmm.vmm_process import BOOT_S, EXIT_S, Engine, VmmProcess
 
@@ -127,6 +127,8 @@ async def test_configuration_reads_back(lab: Lab, engine: Engine) -> None:
     assert (nic.iface_id, nic.host_dev_name) == ("eth0", vmm.tap)
     assert nic.guest_mac == "06:00:00:00:00:01"
     assert shown.vsock is None
+    await client.put_vsock(t.Vsock(guest_cid=3, uds_path="v.sock"))
+    assert (await client.vm_config()).vsock == t.ShownVsock(guest_cid=3, uds_path="v.sock")
     assert await client.machine_config() == shown.machine_config
     assert await client.balloon() == shown.balloon
 
@@ -192,6 +194,37 @@ def hand_over(source: Path, target: Path) -> None:
     for name in ("s", "m"):
         (target / name).hardlink_to(source / name)
     shutil.copy(source / "root.img", target / "root.img")
+
+
+async def test_vsock_is_made_anew_where_a_snapshot_is_loaded(lab: Lab, engine: Engine) -> None:
+    first = lab.with_api()
+    client = await configure(first, engine)
+    await client.put_vsock(t.Vsock(guest_cid=3, uds_path="v.sock"))
+    assert (first.folder / "v.sock").is_socket()
+    await client.start()
+    await guest_is_up(first, engine)
+    await client.pause()
+    await client.create_snapshot(t.SnapshotCreateParams(snapshot_path="s", mem_file_path="m"))
+    first.close()
+    assert (first.folder / "v.sock").is_socket()  # nobody took it away
+
+    load = t.SnapshotLoadParams(
+        snapshot_path="s", mem_backend=t.MemoryBackend(backend_path="m", backend_type="File")
+    )
+    (first.folder / "api.sock").unlink()
+    in_the_way = lab.with_api(folder=first.folder)
+    with pytest.raises(VmmError) as refused:
+        await in_the_way.client.load_snapshot(load)
+    assert "Error binding to the host-side Unix socket: Address in use" in str(refused.value)
+
+    folder = lab.folder()
+    await anyio.to_thread.run_sync(hand_over, first.folder, folder)
+    second = lab.with_api(folder=folder)
+    # Its NIC's TAP is free again.
+    await second.client.load_snapshot(load)
+    assert (folder / "v.sock").is_socket()
+    shown = await second.client.vm_config()
+    assert shown.vsock == t.ShownVsock(guest_cid=3, uds_path="v.sock")
 
 
 async def test_load_can_resume_at_once(lab: Lab, engine: Engine) -> None:
