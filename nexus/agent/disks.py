@@ -1,13 +1,24 @@
 """The files a VMM needs in its root: disk, kernel, initrd, config drive, config file."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from nexus.agent.atomic import write_atomically
+from nexus.agent.drives import ensure_drive, ensure_root, grow_file, link, own
 from nexus.agent.errors import StageFailed
-from nexus.agent.layout import CONFIG_DRIVE, INITRD, KERNEL, ROOTFS, VMM_LOG, VmPaths
+from nexus.agent.layout import (
+    CONFIG_DRIVE,
+    INITRD,
+    KERNEL,
+    ROOTFS,
+    VMM_LOG,
+    VmPaths,
+    drive_file,
+)
 from nexus.agent.vmm_config import encode, needs_config_drive
-from nexus.api.machines import Blob, Machine
+from nexus.api.machines import Machine
 from nexus.images import configdrive, workplace
 from nexus.images.errors import ImageError
 from nexus.images.store import Store
@@ -26,24 +37,22 @@ def ensure_folder(paths: VmPaths) -> None:
 
 
 def ensure_files(machine: Machine, paths: VmPaths, store: Store, owner: int | None) -> None:
-    """All files of the VM. Its disk is made once and kept; the rest follows what is wanted now.
+    """All files of the VM, which does not run. Its disks are made once and kept, and grow; the
+    rest follows what is wanted now.
 
     Every file appears whole under its name or not at all. Blocks for the time of a clone. Raises
     StageFailed("disk").
     """
-    try:
+    with _told_as_disk_failure(paths):
         ensure_folder(paths)
         workplace.clear(paths.root)
-        _link(store, machine.kernel, paths.root / KERNEL)
+        link(store, machine.kernel, paths.root / KERNEL)
         if machine.initrd is not None:
-            _link(store, machine.initrd, paths.root / INITRD)
-        if machine.rootfs is not None and not (paths.root / ROOTFS).exists():
-            fresh = paths.root / f".{ROOTFS}.new"
-            fresh.unlink(missing_ok=True)
-            store.clone(machine.rootfs.sha256, fresh)
-            fresh.chmod(0o600)
-            _own(fresh, owner)
-            fresh.replace(paths.root / ROOTFS)
+            link(store, machine.initrd, paths.root / INITRD)
+        if machine.rootfs is not None:
+            ensure_root(machine.rootfs, machine.rootfs_size_mib, paths.root, store, owner)
+        for drive in machine.drives:
+            ensure_drive(drive, paths.root, store, owner)
         if needs_config_drive(machine):
             fresh = paths.root / f".{CONFIG_DRIVE}.new"
             configdrive.write(
@@ -53,10 +62,28 @@ def ensure_files(machine: Machine, paths: VmPaths, store: Store, owner: int | No
                 ssh_keys=list(machine.ssh_keys),
                 user_data=machine.user_data,
             )
-            _own(fresh, owner)
+            own(fresh, owner)
             fresh.replace(paths.root / CONFIG_DRIVE)
         write_atomically(paths.vmm_config, encode(machine))
-        _own(paths.vmm_config, owner)
+        own(paths.vmm_config, owner)
+
+
+def grow(machine: Machine, paths: VmPaths) -> None:
+    """Makes the disks of a VM that runs as large as they are wanted; none becomes smaller.
+
+    The VMM has to look again at what has grown. Raises StageFailed("disk").
+    """
+    with _told_as_disk_failure(paths):
+        if machine.rootfs is not None:
+            grow_file(paths.root / ROOTFS, machine.rootfs_size_mib)
+        for drive in machine.drives:
+            grow_file(paths.root / drive_file(drive.name), drive.size_mib)
+
+
+@contextmanager
+def _told_as_disk_failure(paths: VmPaths) -> Iterator[None]:
+    try:
+        yield
     except ImageError as error:
         raise StageFailed("disk", str(error), suggestion=error.suggestion) from error
     except OSError as error:
@@ -74,7 +101,7 @@ def before_boot(paths: VmPaths, owner: int | None) -> None:
     paths.vsock.unlink(missing_ok=True)
     (paths.root / VMM_LOG).unlink(missing_ok=True)
     os.close(os.open(paths.vmm_log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    _own(paths.vmm_log, owner)
+    own(paths.vmm_log, owner)
     if owner is not None:
         clear_jail(paths.root)
         os.chown(paths.root, owner, owner)
@@ -101,15 +128,3 @@ def remove_tree(path: Path) -> None:
     for entry in path.iterdir():
         remove_tree(entry)
     path.rmdir()
-
-
-def _link(store: Store, blob: Blob, target: Path) -> None:
-    fresh = target.with_name(f".{target.name}.new")
-    fresh.unlink(missing_ok=True)
-    store.link(blob.sha256, fresh)
-    fresh.replace(target)
-
-
-def _own(path: Path, owner: int | None) -> None:
-    if owner is not None:
-        os.chown(path, owner, owner)

@@ -13,6 +13,7 @@ POINTS = (
     "before_spawn",
     "after_spawn",
     "after_running",
+    "after_tune",
     "after_kill",
     "after_trash",
 )

@@ -18,6 +18,7 @@ VMM_LOG = "vmm.log"
 """Names inside a VM's root, as they are given to the VMM."""
 
 MAX_NICS = 8
+_DRIVE = re.compile(r"[a-z][a-z0-9]{0,15}")
 
 
 def is_vm_id(text: str) -> bool:
@@ -28,6 +29,13 @@ def is_vm_id(text: str) -> bool:
 def tap_name(vm_id: str, index: int) -> str:
     """The TAP of a VM's n-th NIC: 13 characters (an interface name holds 15)."""
     return "nx" + hashlib.sha256(f"{vm_id}/{index}".encode()).hexdigest()[:11]
+
+
+def drive_file(name: str) -> str:
+    """The file of a drive beside the root disk. Raises ValueError for anything that is no name."""
+    if _DRIVE.fullmatch(name) is None:
+        raise ValueError(f"not a drive's name: {name[:64]!r}")
+    return f"drive-{name}.img"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import anyio.abc
 import anyio.to_thread
 import structlog
 
-from nexus.agent import disks, faults, starting
+from nexus.agent import disks, faults, starting, tuning
 from nexus.agent.attention import Attention
 from nexus.agent.ending import Ending, how_it_ended, last_lines
 from nexus.agent.errors import StageFailed
@@ -56,6 +56,9 @@ class MachineLife:
         self.paused = False
         self.deleting = False
         self.gone = anyio.Event()
+        self._refusal: VmError | None = None
+        self._refusals = 0
+        self._tune_at: datetime | None = None
         self._layout = layout
         self._tools = tools
         self._publish = publish
@@ -79,6 +82,7 @@ class MachineLife:
     async def ensure(self, desired: Machine) -> MachineStatus:
         """Makes ``desired`` what is wanted, and returns once there is nothing left to do."""
         self.desired = desired
+        self._tune_at = None
         await self._converged()
         return self.status()
 
@@ -120,6 +124,7 @@ class MachineLife:
     def status(self) -> MachineStatus:
         """What is true now, without waiting for anything."""
         record, seen = self.record, self._seen()
+        applied = not seen.alive or record.told == tuning.wanted(self.desired)
         return MachineStatus(
             id=self.id,
             generation=self.desired.generation,
@@ -138,6 +143,8 @@ class MachineLife:
             exit_cause=record.exit_cause,
             error=record.error,
             observed_at=_now(),
+            devices_applied=applied,
+            devices_error=None if applied else self._refusal,
         )
 
     # -- the task that owns the machine ------------------------------------------------------
@@ -205,6 +212,8 @@ class MachineLife:
                 await self._set_paused(True)
             case Step.RESUME:
                 await self._set_paused(False)
+            case Step.TUNE:
+                await self._tune()
             case Step.ASK_STOP:
                 await self._ask_stop()
             case Step.AWAIT_EXIT:
@@ -224,6 +233,7 @@ class MachineLife:
             alive=self.vmm is not None and self.vmm.alive,
             paused=self.paused,
             stop_asked_at=self.record.stop_asked_at,
+            tuned=self._is_tuned(),
         )
 
     def _save(self) -> None:
@@ -241,9 +251,10 @@ class MachineLife:
     async def _start(self) -> None:
         begun = time.perf_counter()
         record, paths = self.record, self.paths
+        desired = self.desired
         if not record.jailed:
             record.engine = self._tools.engine
-        await starting.prepare(self.desired, paths, self._tools, record.uid)
+        await starting.prepare(desired, paths, self._tools, record.uid)
         prepared = time.perf_counter()
         self.record = record = Record(
             engine=record.engine,
@@ -252,7 +263,9 @@ class MachineLife:
             phase="starting",
             boot=self.desired.boot,
             configured_at=record.configured_at or _now(),
+            told=tuning.wanted(desired),
         )
+        self._refusal, self._refusals = None, 0
         self._save()
         faults.point("before_spawn")
         try:
@@ -332,6 +345,35 @@ class MachineLife:
         if self.record.error is not None:
             self.record.error = None
             self._save()
+
+    def _is_tuned(self) -> bool:
+        resting = self._tune_at is not None and _now() < self._tune_at
+        return resting or self.record.told == tuning.wanted(self.desired)
+
+    async def _tune(self) -> None:
+        """Tells the VMM what is wanted of its devices. A VM whose VMM refuses goes on as it is;
+        it is told again, ever more rarely, until it takes it or something else is wanted."""
+        record, wish = self.record, tuning.wanted(self.desired)
+        try:
+            await anyio.to_thread.run_sync(disks.grow, self.desired, self.paths)
+            record.told, self._refusal = await tuning.tell(self.client, record.told, wish)
+        except StageFailed as failed:
+            self._refusal = failed.error
+        if self._refusal is None:
+            # Also forgets devices that are no longer wanted.
+            record.told, self._refusals = wish, 0
+        elif self._held().alive and self._tasks is not None:
+            self._refusals += 1
+            rest_s = tuning.rest_s(self._refusals)
+            self._tune_at = _now() + timedelta(seconds=rest_s)
+            self._tasks.start_soon(self._look_again, rest_s)
+            log.warning("devices refused", vm=self.id, error=self._refusal.message, rest_s=rest_s)
+        faults.point("after_tune")
+        self._save()
+
+    async def _look_again(self, after_s: float) -> None:
+        await anyio.sleep(after_s)
+        self.poke()
 
     async def _ask_stop(self) -> None:
         """Ctrl-Alt-Del, which the guest takes as a wish to power off. A paused one is resumed."""

@@ -19,6 +19,8 @@ class Step(Enum):
     """The VMM was started: wait until it says that the guest runs."""
     PAUSE = auto()
     RESUME = auto()
+    TUNE = auto()
+    """Tell the VMM the limits, sizes and balloon target that are wanted by now."""
     ASK_STOP = auto()
     AWAIT_EXIT = auto()
     KILL = auto()
@@ -37,6 +39,8 @@ class Seen:
     """There is a VMM process."""
     paused: bool = False
     stop_asked_at: datetime | None = None
+    tuned: bool = True
+    """There is nothing to tell the VMM of its devices, or it has just refused and rests."""
 
 
 def plan(desired: Machine, seen: Seen, now: datetime) -> Step:
@@ -65,7 +69,7 @@ def _plan_alive(desired: Machine, seen: Seen, now: datetime, *, wants_life: bool
         return Step.PAUSE
     if desired.power == "running" and seen.paused:
         return Step.RESUME
-    return Step.NOTHING
+    return Step.NOTHING if seen.tuned else Step.TUNE
 
 
 def state_of(seen: Seen, error: VmError | None) -> MachineState:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nexus.agent.atomic import write_atomically
 from nexus.agent.layout import VmPaths
+from nexus.agent.tuning import Told
 from nexus.api.common import Engine, Timestamp
 from nexus.api.machines import ExitCause, Machine
 from nexus.api.vms import VmError
@@ -35,6 +36,8 @@ class Record(BaseModel):
     exited_at: Timestamp | None = None
     exit_cause: ExitCause | None = None
     error: VmError | None = None
+    told: Told = Field(default_factory=Told)
+    """What the VMM of this boot was told of its devices; nothing when nobody wrote it down."""
 
     def save(self, paths: VmPaths) -> None:
         write_atomically(paths.status, self.model_dump_json(exclude_defaults=True).encode())

@@ -2,9 +2,20 @@
 
 import msgspec
 
-from nexus.agent.layout import CONFIG_DRIVE, INITRD, KERNEL, ROOTFS, VSOCK_SOCKET, tap_name
-from nexus.api.machines import Machine
+from nexus.agent.layout import (
+    CONFIG_DRIVE,
+    INITRD,
+    KERNEL,
+    ROOTFS,
+    VSOCK_SOCKET,
+    drive_file,
+    tap_name,
+)
+from nexus.agent.limits import drive_limiter, nic_limiters
+from nexus.api.devices import ROOT_DRIVE
+from nexus.api.machines import Machine, MachineNic
 from nexus.vmm.types import (
+    Balloon,
     BootSource,
     Drive,
     MachineConfiguration,
@@ -38,16 +49,44 @@ def needs_config_drive(machine: Machine) -> bool:
 def vmm_config(machine: Machine) -> VmConfigFile:
     """What ``--config-file`` holds. Every path is relative to the VMM's working directory, so that
     a snapshot of the VM loads in any other VM's directory."""
+    return VmConfigFile(
+        boot_source=BootSource(
+            kernel_image_path=KERNEL,
+            initrd_path=INITRD if machine.initrd is not None else None,
+            boot_args=kernel_args(machine),
+        ),
+        machine_config=MachineConfiguration(vcpu_count=machine.vcpu, mem_size_mib=machine.mem_mib),
+        drives=_drives(machine),
+        network_interfaces=[_nic(machine, index, nic) for index, nic in enumerate(machine.nics)],
+        balloon=_balloon(machine),
+        vsock=Vsock(guest_cid=GUEST_CID, uds_path=VSOCK_SOCKET),
+    )
+
+
+def _drives(machine: Machine) -> list[Drive]:
+    """In the order in which the guest finds them; the config drive last, so that the others have
+    the same device names with and without it."""
     drives = []
     if machine.rootfs is not None:
         drives.append(
             Drive(
-                drive_id="rootfs",
+                drive_id=ROOT_DRIVE,
                 path_on_host=ROOTFS,
                 is_root_device=True,
                 is_read_only=False,
+                rate_limiter=drive_limiter(machine.rootfs_limits),
             )
         )
+    drives += [
+        Drive(
+            drive_id=drive.name,
+            path_on_host=drive_file(drive.name),
+            is_root_device=False,
+            is_read_only=drive.read_only,
+            rate_limiter=drive_limiter(drive.limits),
+        )
+        for drive in machine.drives
+    ]
     if needs_config_drive(machine):
         drives.append(
             Drive(
@@ -57,21 +96,27 @@ def vmm_config(machine: Machine) -> VmConfigFile:
                 is_read_only=True,
             )
         )
-    return VmConfigFile(
-        boot_source=BootSource(
-            kernel_image_path=KERNEL,
-            initrd_path=INITRD if machine.initrd is not None else None,
-            boot_args=kernel_args(machine),
-        ),
-        machine_config=MachineConfiguration(vcpu_count=machine.vcpu, mem_size_mib=machine.mem_mib),
-        drives=drives,
-        network_interfaces=[
-            NetworkInterface(
-                iface_id=nic.iface, guest_mac=nic.mac, host_dev_name=tap_name(machine.id, index)
-            )
-            for index, nic in enumerate(machine.nics)
-        ],
-        vsock=Vsock(guest_cid=GUEST_CID, uds_path=VSOCK_SOCKET),
+    return drives
+
+
+def _nic(machine: Machine, index: int, nic: MachineNic) -> NetworkInterface:
+    rx, tx = nic_limiters(nic.limits)
+    return NetworkInterface(
+        iface_id=nic.iface,
+        guest_mac=nic.mac,
+        host_dev_name=tap_name(machine.id, index),
+        rx_rate_limiter=rx,
+        tx_rate_limiter=tx,
+    )
+
+
+def _balloon(machine: Machine) -> Balloon | None:
+    if machine.balloon is None:
+        return None
+    return Balloon(
+        amount_mib=machine.balloon.target_mib,
+        deflate_on_oom=machine.balloon.deflate_on_oom,
+        stats_polling_interval_s=machine.balloon.stats_interval_s,
     )
 
 

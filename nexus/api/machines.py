@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from nexus.api.common import Engine, Sha256, Timestamp, Uuid, VmName, Wire
+from nexus.api.devices import Balloon, DiskMib, DriveId, DriveLimits, NicLimits
 from nexus.api.vms import KernelArgs, SshKey, UserData, VmError
 
 Power = Literal["running", "paused", "stopped"]
@@ -41,6 +42,19 @@ class MachineNic(Wire):
     ip: Annotated[str, Field(pattern=r"^[0-9.]{7,15}/[0-9]{1,2}$")]
     gateway: Annotated[str, Field(pattern=r"^[0-9.]{7,15}$")] | None
     dns: list[Annotated[str, Field(pattern=r"^[0-9.]{7,15}$")]]
+    limits: NicLimits | None = None
+
+
+class MachineDrive(Wire):
+    """A drive beside the root disk. Its file is made once and kept; it grows and never shrinks."""
+
+    name: DriveId
+    size_mib: DiskMib | None
+    """At least so large; null is as large as its content."""
+    blob: Blob | None
+    """What it holds at first; null is nothing."""
+    read_only: bool
+    limits: DriveLimits | None = None
 
 
 class Machine(Wire):
@@ -65,6 +79,11 @@ class Machine(Wire):
     ssh_keys: list[SshKey]
     stop_timeout_s: Annotated[float, Field(ge=0, le=600)] = 10.0
     """How long a guest has to power off before its VMM is killed; 0 kills at once."""
+    rootfs_size_mib: DiskMib | None = None
+    """The root disk is at least so large, and so is its file system when it boots."""
+    rootfs_limits: DriveLimits | None = None
+    drives: Annotated[list[MachineDrive], Field(max_length=8)] = Field(default_factory=list)
+    balloon: Balloon | None = None
 
 
 class MachineNicStatus(Wire):
@@ -91,6 +110,10 @@ class MachineStatus(Wire):
     exit_cause: ExitCause | None
     error: VmError | None
     observed_at: Timestamp
+    devices_applied: bool = True
+    """Whether the VMM was told the limits, sizes and balloon target that are wanted."""
+    devices_error: VmError | None = None
+    """Why the VMM did not take them; the agent tries again by itself."""
 
 
 class AgentEvent(Wire):

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 CHUNK = 1 << 20
 FICLONE = 0x40049409
@@ -25,6 +26,12 @@ def clone(source: int, dest: int) -> None:
         if failed.errno not in CANNOT_SHARE:
             raise
         copy(source, dest)
+
+
+def clone_file(source: Path, dest: Path) -> None:
+    """The same for files by their paths; ``dest`` must not exist. Raises OSError."""
+    with source.open("rb") as old, dest.open("xb") as new:
+        clone(old.fileno(), new.fileno())
 
 
 def copy(source: int, dest: int) -> None:

@@ -18,6 +18,7 @@ PACKAGE_OF = {
     "mke2fs": "e2fsprogs",
     "prlimit": "util-linux",
     "qemu-img": "qemu-utils",
+    "resize2fs": "e2fsprogs",
     "setpriv": "util-linux",
     "unshare": "util-linux",
     "xz": "xz-utils",
@@ -44,8 +45,10 @@ def run(
     environment: Mapping[str, str] | None = None,
     timeout_s: float = 600,
     suggestion: str = "",
+    accept: Sequence[int] = (0,),
 ) -> bytes:
-    """Runs a program to its end and returns its standard output.
+    """Runs a program to its end and returns its standard output. ``accept``: statuses that are
+    no failure.
 
     Raises ToolMissing, or BuildError with the last lines it wrote to standard error.
     """
@@ -66,7 +69,7 @@ def run(
             f"{arguments[0]} did not end within {timeout_s:.0f} s",
             suggestion or "try again when the machine is less busy",
         ) from slow
-    if done.returncode != 0:
+    if done.returncode not in accept:
         said = done.stderr.decode(errors="replace").strip().splitlines()[-TAIL_LINES:]
         raise BuildError(
             f"{arguments[0]} failed with status {done.returncode}: " + "; ".join(said),

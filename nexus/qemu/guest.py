@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -86,6 +87,10 @@ class Guest:
             self.ask(refused, "blockdev-del", **{"node-name": node})
             raise
         self.ask(refused, "blockdev-del", **{"node-name": old})
+        found = os.stat(drive.path_on_host or "")  # noqa: PTH116 - pathlib is not imported otherwise
+        if stat.S_ISREG(found.st_mode) and not drive.is_read_only:
+            # To the size it has: QEMU tells its guest of a size only when it has set one.
+            self.ask(refused, "block_resize", **{"node-name": node, "size": found.st_size})
 
     def set_balloon(self, memory_mib: int, amount_mib: int) -> None:
         value = max(1, memory_mib - amount_mib) << 20

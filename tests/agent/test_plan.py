@@ -1,5 +1,6 @@
 """The rules of a machine's life, for any facts."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 
@@ -40,6 +41,7 @@ facts = st.builds(
     stop_asked_at=st.one_of(
         st.none(), st.integers(0, 10).map(lambda ago: NOW - timedelta(seconds=ago))
     ),
+    tuned=st.booleans(),
 )
 
 
@@ -88,7 +90,9 @@ def _taken(step: Step, desired: Machine, seen: Seen) -> Seen:
         case Step.AWAIT_API:
             return Seen("running", seen.boot, alive=True)
         case Step.PAUSE | Step.RESUME:
-            return Seen("running", seen.boot, alive=True, paused=step is Step.PAUSE)
+            return replace(seen, phase="running", paused=step is Step.PAUSE)
+        case Step.TUNE:
+            return replace(seen, tuned=True)
         case Step.ASK_STOP:
             return Seen(seen.phase, seen.boot, alive=True, stop_asked_at=NOW)
         case Step.AWAIT_EXIT | Step.KILL:
@@ -96,3 +100,14 @@ def _taken(step: Step, desired: Machine, seen: Seen) -> Seen:
             return Seen(phase, seen.boot, alive=False)
         case _:
             return Seen("ended", seen.boot, alive=False)
+
+
+@given(machines, facts)
+def test_a_vmm_is_tuned_only_while_it_runs_and_as_it_is_wanted(
+    desired: Machine, seen: Seen
+) -> None:
+    if plan(desired, seen, NOW) is Step.TUNE:
+        assert seen.alive
+        assert not seen.tuned
+        assert seen.stop_asked_at is None
+        assert state_of(seen, None) == desired.power

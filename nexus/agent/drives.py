@@ -1,0 +1,93 @@
+"""The files under a VM's drives: made once, kept, and grown."""
+
+import os
+from pathlib import Path
+
+import structlog
+
+from nexus.agent.layout import ROOTFS, drive_file
+from nexus.api.machines import Blob, MachineDrive
+from nexus.images import ext4, sparse
+from nexus.images.errors import ImageError
+from nexus.images.store import Store
+
+MIB = 1 << 20
+
+log = structlog.get_logger("drives")
+
+
+def ensure_root(
+    blob: Blob, size_mib: int | None, root: Path, store: Store, owner: int | None
+) -> None:
+    """The root disk, and its file system as large as the disk is wanted.
+
+    It is grown beside the disk and put in its place whole, so it may be cut off at any moment.
+    Raises ImageError or OSError.
+    """
+    target = root / ROOTFS
+    if not target.exists():
+        fresh = _fresh(target)
+        store.clone(blob.sha256, fresh)
+        if size_mib is not None:
+            grow_file(fresh, size_mib)
+            ext4.grow(fresh)
+        _keep(fresh, target, owner)
+    elif size_mib is not None and not ext4.fills(target, size_mib * MIB):
+        fresh = _fresh(target)
+        sparse.clone_file(target, fresh)
+        grow_file(fresh, size_mib)
+        try:
+            ext4.grow(fresh)
+        except ImageError as error:
+            # It is the guest's by now, and the guest can mend and grow it better than we.
+            log.warning("a root file system stays as large as it is", error=str(error))
+        _keep(fresh, target, owner)
+    grow_file(target, size_mib)
+
+
+def ensure_drive(drive: MachineDrive, root: Path, store: Store, owner: int | None) -> None:
+    """A drive beside the root disk. Raises ImageError or OSError."""
+    target = root / drive_file(drive.name)
+    if drive.blob is not None and drive.read_only:
+        link(store, drive.blob, target)
+        return
+    if not target.exists():
+        fresh = _fresh(target)
+        if drive.blob is not None:
+            store.clone(drive.blob.sha256, fresh)
+        else:
+            fresh.touch()
+        grow_file(fresh, drive.size_mib)
+        _keep(fresh, target, owner)
+    grow_file(target, drive.size_mib)
+
+
+def grow_file(file: Path, size_mib: int | None) -> None:
+    """Never makes it smaller. Holes cost nothing: a disk takes space as its guest writes."""
+    if size_mib is not None and file.stat().st_size < size_mib * MIB:
+        os.truncate(file, size_mib * MIB)
+
+
+def link(store: Store, blob: Blob, target: Path) -> None:
+    """Content of the store that is only read."""
+    fresh = _fresh(target)
+    store.link(blob.sha256, fresh)
+    fresh.replace(target)
+
+
+def own(path: Path, owner: int | None) -> None:
+    """Gives a file to the user of a jail, if there is one."""
+    if owner is not None:
+        os.chown(path, owner, owner)
+
+
+def _fresh(target: Path) -> Path:
+    fresh = target.with_name(f".{target.name}.new")
+    fresh.unlink(missing_ok=True)
+    return fresh
+
+
+def _keep(fresh: Path, target: Path, owner: int | None) -> None:
+    fresh.chmod(0o600)
+    own(fresh, owner)
+    fresh.replace(target)
