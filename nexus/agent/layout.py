@@ -31,6 +31,13 @@ def tap_name(vm_id: str, index: int) -> str:
     return "nx" + hashlib.sha256(f"{vm_id}/{index}".encode()).hexdigest()[:11]
 
 
+def nic_links(vm_id: str, index: int) -> tuple[str, str]:
+    """Every network device that a VM's n-th NIC can have on the host: its TAP, and the ``ifb``
+    through which ``nexus-qemu`` shapes what the guest sends (docs/contracts.md)."""
+    tap = tap_name(vm_id, index)
+    return tap, f"i{tap}"
+
+
 def drive_file(name: str) -> str:
     """The file of a drive beside the root disk. Raises ValueError for anything that is no name."""
     if _DRIVE.fullmatch(name) is None:

@@ -9,7 +9,7 @@ from nexus.agent import installation as installations
 from nexus.agent import nat
 from nexus.agent.errors import NetworkFailed
 from nexus.agent.installation import Installation
-from nexus.agent.layout import MAX_NICS, tap_name
+from nexus.agent.layout import MAX_NICS, nic_links, tap_name
 from nexus.agent.links import Links
 from nexus.agent.settings import Settings
 from nexus.api.hosts import HostNetwork
@@ -97,16 +97,18 @@ class Network:
         await anyio.to_thread.run_sync(ensure)
 
     async def remove_taps(self, vm_id: str) -> None:
-        """Every TAP this VM can have; absent ones are no error."""
+        """Every TAP this VM can have, and what shapes it; absent ones are no error."""
 
         def remove() -> None:
             for index in range(MAX_NICS):
-                self._links.delete(tap_name(vm_id, index))
+                for name in nic_links(vm_id, index):
+                    self._links.delete(name)
 
         await anyio.to_thread.run_sync(remove)
 
     def remove_orphans(self, vm_ids: list[str]) -> list[str]:
-        """Deletes the TAPs in our bridge that belong to none of these VMs; returns their names."""
+        """Deletes the TAPs in our bridge that belong to none of these VMs, and what shapes them;
+        returns the TAPs' names."""
         known = {tap_name(vm_id, index) for vm_id in vm_ids for index in range(MAX_NICS)}
         orphans = [
             link.name
@@ -117,6 +119,7 @@ class Network:
         ]
         for name in orphans:
             self._links.delete(name)
+            self._links.delete(f"i{name}")
         return orphans
 
 

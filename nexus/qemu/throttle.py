@@ -10,6 +10,7 @@ from nexus.vmm.types import RateLimiter, TokenBucket
 
 # tbf drops a packet that is larger than its bucket: room for one offloaded segment.
 _SMALLEST_BURST = 65_536 + 1_500
+_NAME_MAX = 15
 
 
 @dataclass(frozen=True)
@@ -47,26 +48,43 @@ def block_throttle(device: str, limiter: RateLimiter | None) -> dict[str, str | 
     return arguments
 
 
-def shape_command(tap: str, rx: RateLimiter | None) -> list[str]:
-    """The ``tc`` call that shapes what the guest receives: what leaves through its TAP."""
-    found = limit(rx.bandwidth if rx else None)
+def shaper_name(tap: str) -> str:
+    """The device through which what a TAP's guest sends is shaped (docs/contracts.md)."""
+    return f"i{tap}" if len(tap) < _NAME_MAX else f"i{tap[:6]}{tap[-8:]}"
+
+
+def shape_command(device: str, limiter: RateLimiter | None) -> list[str]:
+    """The ``tc`` call that shapes what leaves through a device: a TAP's is what its guest
+    receives."""
+    found = limit(limiter.bandwidth if limiter else None)
     if found is None:
-        return ["tc", "qdisc", "del", "dev", tap, "root"]
+        return ["tc", "qdisc", "del", "dev", device, "root"]
     burst = max(found.burst, _SMALLEST_BURST)
-    command = ["tc", "qdisc", "replace", "dev", tap, "root", "tbf", "rate", f"{found.rate * 8}bit"]
-    return [*command, "burst", f"{burst}b", "latency", "100ms"]
+    command = ["tc", "qdisc", "replace", "dev", device, "root", "tbf"]
+    return [*command, "rate", f"{found.rate * 8}bit", "burst", f"{burst}b", "latency", "100ms"]
 
 
-def police_script(
-    table: str, iface_id: str, tap: str, rx: RateLimiter | None, tx: RateLimiter | None
+def nic_script(
+    table: str,
+    iface_id: str,
+    tap: str,
+    rx: RateLimiter | None,
+    tx: RateLimiter | None,
+    *,
+    shaper: str | None,
 ) -> str:
-    """nftables commands that bound what the guest sends, and how often it receives.
+    """nftables commands that bound how often the guest sends and receives, and take what it sends
+    through the shaper. Without a shaper, what is beyond the limit is dropped; nftables then lets a
+    second's worth pass at once.
 
     Safe to run again: each direction is one chain on the TAP, emptied and filled anew.
     """
     lines: list[str] = []
     received = _rules(None, rx.ops if rx else None)
-    sent = _rules(tx.bandwidth if tx else None, tx.ops if tx else None)
+    sent = _rules(tx.bandwidth if tx and shaper is None else None, tx.ops if tx else None)
+    if shaper is not None:
+        # Last: the packet comes back into the host behind these rules.
+        sent.append(f'fwd to "{shaper}"')
     for chain, hook, rules in (
         (f"rx_{iface_id}", "egress", received),
         (

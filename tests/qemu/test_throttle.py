@@ -5,8 +5,9 @@ from nexus.qemu.throttle import (
     block_throttle,
     limit,
     merged,
-    police_script,
+    nic_script,
     shape_command,
+    shaper_name,
 )
 from nexus.vmm.types import RateLimiter, TokenBucket
 
@@ -46,9 +47,26 @@ def test_receiving_is_shaped_and_freed_again() -> None:
     assert shape_command("tap0", None) == ["tc", "qdisc", "del", "dev", "tap0", "root"]
 
 
-def test_sending_is_policed() -> None:
-    tx = RateLimiter(bandwidth=TEN_MB, ops=TokenBucket(size=100, refill_time=1000))
-    script = police_script("t", "eth0", "tap0", None, tx)
-    assert "add rule netdev t tx_eth0 limit rate over 10000000 bytes/second" in script
-    assert "add rule netdev t tx_eth0 limit rate over 100/second burst 100 packets drop" in script
+TX = RateLimiter(bandwidth=TEN_MB, ops=TokenBucket(size=100, refill_time=1000))
+
+
+def test_sending_is_taken_through_a_shaper() -> None:
+    script = nic_script("t", "eth0", "tap0", None, TX, shaper="itap0")
+    ops = "add rule netdev t tx_eth0 limit rate over 100/second burst 100 packets drop"
+    # Packets that are too many do not come to the shaper.
+    assert script.splitlines()[-2:] == [ops, 'add rule netdev t tx_eth0 fwd to "itap0"']
+    assert "bytes/second" not in script
     assert "add rule netdev t rx_eth0" not in script
+
+
+def test_sending_is_policed_where_there_is_no_shaper() -> None:
+    script = nic_script("t", "eth0", "tap0", None, TX, shaper=None)
+    assert "add rule netdev t tx_eth0 limit rate over 10000000 bytes/second" in script
+    assert "fwd" not in script
+
+
+def test_a_shaper_is_named_after_its_tap() -> None:
+    assert shaper_name("nx0123456789a") == "inx0123456789a"
+    long = ["tap-of-a-guest1", "tap-of-a-guest2"]
+    assert len({shaper_name(tap) for tap in long}) == 2
+    assert all(len(shaper_name(tap)) == 15 for tap in long)
