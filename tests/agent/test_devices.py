@@ -75,7 +75,7 @@ def test_devices_at_creation(agent: Agent, tiny_kernel: Path) -> None:
     root = agent.run_dir / "vms" / machine.id / "root"
     assert (root / "drive-data.img").stat().st_size == 32 * MIB
     assert (root / "drive-data.img").stat().st_blocks == 0
-    until("the banner", lambda: "devices=6" in "".join(agent.console(machine.id)))
+    until("the banner", lambda: "devices=7" in "".join(agent.console(machine.id)))
 
 
 def test_devices_change_while_it_runs(agent: Agent, tiny_kernel: Path) -> None:
