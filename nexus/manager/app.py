@@ -16,6 +16,7 @@ from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow
+from nexus.manager.idempotency import Idempotency, prune_for_ever
 from nexus.manager.pipelines import leases
 from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.hosts import HostPipeline
@@ -83,6 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.runtime = runtime
     for router in ROUTERS:
         app.include_router(router)
+    app.add_middleware(Idempotency, db=runtime.db, instance=runtime.instance)
     security.install(app, runtime.verifier)
     httpd.install(app)
     security.check_routes(app)
@@ -105,6 +107,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             tasks.start_soon(runtime.pipeline.run)
             tasks.start_soon(runtime.builds.run)
             tasks.start_soon(_host_pipeline(runtime).run)
+            tasks.start_soon(prune_for_ever, runtime.db)
             yield
             tasks.cancel_scope.cancel()
     finally:

@@ -54,9 +54,11 @@ Nexus = Annotated[Runtime, Depends(runtime_of)]
 
 def caller_of(connection: HTTPConnection, principal: Principal, permission: Permission) -> Caller:
     """Who a unit of work acts for, from a request and its token's owner."""
+    state = connection.scope["state"]
     return Caller(
         actor=principal.actor,
         project=principal.project,
-        request_id=connection.scope["state"]["request_id"],
+        request_id=state["request_id"],
         permission=permission,
+        claim=state.get("claim"),
     )

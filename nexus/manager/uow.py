@@ -5,16 +5,18 @@ transaction. A refused change leaves an audit row of its own.
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from nexus.api.common import Wire
 from nexus.api.errors import NexusError
 from nexus.api.vms import VmState
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import AuditRow, VmEventRow, VmRow
+from nexus.manager.keys import Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class Caller:
     project: str
     request_id: str | None
     permission: str
+    claim: Claim | None = field(default=None, compare=False, repr=False)
+    """The request's hold on its Idempotency-Key, when it carries one."""
 
 
 SYSTEM = Caller(actor="system", project="default", request_id=None, permission="system")
@@ -43,6 +47,9 @@ class UnitOfWork:
     target: str | None = None
     before: dict[str, object] | None = None
     after: dict[str, object] | None = None
+    answer: Callable[[], Wire] | None = None
+    """What the request answers, for a request that answers more than ``ok``: stored with its
+    Idempotency-Key in this transaction, so that asking again gives the same even after a crash."""
     events: list[VmEventRow] = field(default_factory=list)
 
     def event(self, vm: VmRow, state: VmState, reason: str, message: str) -> None:
@@ -73,14 +80,25 @@ def vm_event(
 async def change(
     db: Database, caller: Caller, action: str, target: str | None = None
 ) -> AsyncIterator[UnitOfWork]:
-    """A writing transaction with its audit row. Raising rolls back and audits the refusal."""
+    """A writing transaction with its audit row. Raising rolls back and audits the refusal.
+
+    The caller's Idempotency-Key is taken first and in the same transaction. Raises ``keys.Done``
+    or ``keys.KeyBusy`` when another request with this key was first; then nothing is changed.
+    """
     started_at = datetime.now(UTC)
     unit: UnitOfWork | None = None
+    claim = caller.claim
     try:
         async with db.write() as session:
+            if claim is not None:
+                await claim.enter(session)
             unit = UnitOfWork(session, caller, action, started_at, target=target)
             yield unit
             session.add(_audit(unit, "ok"))
+            if claim is not None:
+                await claim.leave(session, unit.target, unit.answer)
+        if claim is not None:
+            claim.written = True
     except NexusError as refusal:
         if unit is not None:
             async with db.write() as session:

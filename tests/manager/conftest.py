@@ -18,6 +18,14 @@ def postgres_folder() -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def postgres_url(postgres_folder: Path) -> Iterator[str]:
+    """An empty PostgreSQL database."""
+    name = "t" + new_id().replace("-", "")
+    yield postgres.make_database(postgres_folder, name)
+    postgres.drop_database(postgres_folder, name)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of each kind."""

@@ -269,6 +269,30 @@ class EventHorizonRow(Base):
     pruned_to: Mapped[int] = mapped_column(BigInteger)
 
 
+class IdempotencyRow(Base):
+    """A request's Idempotency-Key, written in the transaction of what the request changed."""
+
+    __tablename__ = "idempotency_keys"
+
+    project: Mapped[str] = mapped_column(String(63), primary_key=True)
+    token_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    summary: Mapped[str] = mapped_column(Text)
+    """The first request's method and path, for people."""
+    request_id: Mapped[str] = mapped_column(String(128))
+    instance: Mapped[str] = mapped_column(String(36))
+    """The manager that serves the request."""
+    target: Mapped[str | None] = mapped_column(String(128))
+    status: Mapped[int | None] = mapped_column(Integer)
+    body: Mapped[str | None] = mapped_column(Text)
+    """The answer; None until the request has come to one."""
+    is_final: Mapped[bool] = mapped_column()
+    """Whether the answer was the request's last word, and not one of when its change was made."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
 class AuditRow(Base):
     """One mutating call: who did what to what, in which request, and how it ended."""
 

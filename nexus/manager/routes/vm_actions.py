@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 
 from nexus.api.common import Ok
 from nexus.api.vms import Vm, WaitState
+from nexus.manager.keys import Done
 from nexus.manager.lifecycle import Action
 from nexus.manager.routes.parts import STOP_TIMEOUT_S, WAIT_S, StopTimeout_s, VmRef, Wait_s
 from nexus.manager.runtime import Nexus, Runtime, caller_of
@@ -103,7 +104,10 @@ async def _act(
     stop_timeout_s: float | None = None,
 ) -> Ok:
     caller = caller_of(request, principal, "vms:write")
-    vm = await nexus.vms.act(action, ref, caller, stop_timeout_s=stop_timeout_s)
+    try:
+        vm = await nexus.vms.act(action, ref, caller, stop_timeout_s=stop_timeout_s)
+    except Done as done:
+        (vm,) = await nexus.vms.done_before(done, caller.project)
     if wait is not None:
         seen: Vm | None = await wait_for(nexus.db, nexus.waiters, vm, wait, timeout_s)
         if not has_reached(seen, wait):

@@ -6,9 +6,11 @@ from fastapi import APIRouter, Query, Request
 
 from nexus.api.common import Created, CreatedMany, Item, Page
 from nexus.api.vms import Vm, VmCreate, VmEvent, VmState, WaitState
+from nexus.manager.keys import Done
 from nexus.manager.routes.parts import WAIT_S, IdCursor, Limit, VmRef, Wait_s
 from nexus.manager.runtime import Nexus, Runtime, caller_of
 from nexus.manager.security import Principal, require, visible
+from nexus.manager.services.vm_creation import created
 from nexus.manager.services.vm_filter import VmFilter
 from nexus.manager.services.vm_tags import MOST_SELECTORS, TagSelector
 from nexus.manager.services.waits import explain, timed_out, wait_for_all
@@ -49,12 +51,14 @@ async def create(
 ) -> CreatedMany[Vm] | Created[Vm]:
     """Makes a VM, or ``count`` of them. With ``wait`` the answer comes when each is so, or in
     ``error``. ``items`` are all of them, if there was a ``count``."""
-    vms = await nexus.creation.create(body, caller_of(request, principal, "vms:write"))
+    caller = caller_of(request, principal, "vms:write")
+    try:
+        vms = await nexus.creation.create(body, caller)
+    except Done as done:
+        vms = await nexus.vms.done_before(done, caller.project)
     if wait is not None:
         vms = await _awaited(nexus, vms, wait, timeout_s)
-    if body.count is None:
-        return Created(id=vms[0].id, item=vms[0])
-    return CreatedMany(id=vms[0].id, item=vms[0], items=vms)
+    return created(body, vms)
 
 
 async def _awaited(nexus: Runtime, vms: list[Vm], state: WaitState, timeout_s: float) -> list[Vm]:

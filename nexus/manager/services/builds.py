@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import select, text
 
-from nexus.api.common import Page
+from nexus.api.common import Created, Page
 from nexus.api.errors import NotFound
 from nexus.api.images import BuildState, ImageBuild, ImageRecipe
 from nexus.ids import new_id
@@ -49,7 +49,9 @@ async def start(db: Database, caller: Caller, recipe: ImageRecipe) -> ImageBuild
             unit.session.add(row)
         unit.target = row.id
         unit.after = {"recipe": recipe}
-        return wire(row)
+        build = wire(row)
+        unit.answer = lambda: Created[ImageBuild](id=build.id, item=build)
+        return build
 
 
 async def find(db: Database, project: str, *, cursor: str | None, limit: int) -> Page[ImageBuild]:

@@ -11,7 +11,7 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from nexus.api.common import Page
+from nexus.api.common import Created, Page
 from nexus.api.errors import (
     Conflict,
     InUse,
@@ -101,6 +101,7 @@ class Images:
             await _refuse_taken(unit.session, caller.project, wanted)
             artifact = Artifact(wanted.kind, wanted.name, blob)
             row = _new_row(unit, artifact, source=wanted.host_path)
+            unit.answer = lambda: Created[Image](id=row.id, item=wire(row))
             try:
                 await unit.session.flush()
             except IntegrityError:

@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from nexus.api.common import Created, CreatedMany
 from nexus.api.errors import Conflict, NameTaken, ValidationFailed
 from nexus.api.hosts import HostNetwork
 from nexus.api.vms import Vm, VmCreate
@@ -79,6 +80,7 @@ class VmCreation:
         session.add_all(rows)
         await session.flush()
         session.add_all(taken)
+        unit.answer = lambda: created(request, [to_vm(row) for row in rows])
         unit.target = rows[0].id
         unit.after = {
             "name": rows[0].name,
@@ -112,6 +114,13 @@ class VmCreation:
         )
         by_id = {host.id: host for host in hosts}
         return [by_id[placement.host_id] for placement in placements]
+
+
+def created(request: VmCreate, vms: list[Vm]) -> Created[Vm]:
+    """What a create answers: the VM, and all of them if there was a ``count``."""
+    if request.count is None:
+        return Created(id=vms[0].id, item=vms[0])
+    return CreatedMany(id=vms[0].id, item=vms[0], items=vms)
 
 
 def names_of(request: VmCreate) -> list[str | None]:

@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import NotFound
 from nexus.api.vms import Vm, VmEvent, VmImage, VmNic
-from nexus.manager import lifecycle
+from nexus.manager import keys, lifecycle
 from nexus.manager.db.columns import StoredImage
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import VmEventRow, VmRow
@@ -80,6 +80,19 @@ class VmService:
         """A VM by its id or name. Raises NotFound."""
         async with self.db.read() as session:
             return to_vm(await find(session, project, ref))
+
+    async def done_before(self, done: keys.Done, project: str) -> list[Vm]:
+        """The VMs that an earlier request with the same key was about, as they are now.
+
+        Raises ``done`` when one of them is gone.
+        """
+        ids = done.ids
+        async with self.db.read() as session:
+            query = select(VmRow).where(VmRow.project == project, VmRow.id.in_(ids))
+            found = {row.id: row for row in await session.scalars(query)}
+        if not ids or found.keys() != set(ids):
+            raise done
+        return [to_vm(found[vm_id]) for vm_id in ids]
 
     async def page(
         self,
