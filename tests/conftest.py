@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts import REPO, LinuxImages, cached_linux_images, cached_tiny_kernel, find_binary
+from tests.parts import (
+    REPO,
+    LinuxImages,
+    cached_guest_agent,
+    cached_linux_images,
+    cached_tiny_kernel,
+    find_binary,
+)
 
 CLONE_NEWNET = 0x40000000
 HOST_NETWORK = os.open("/proc/self/ns/net", os.O_RDONLY)
@@ -56,6 +63,12 @@ def nexus_qemu() -> list[str]:
 def tiny_kernel() -> Path:
     """The tiny test guest as an ELF kernel."""
     return cached_tiny_kernel()
+
+
+@pytest.fixture(scope="session")
+def guest_agent() -> Path:
+    """The program that runs in guests; it runs on this machine as well."""
+    return cached_guest_agent()
 
 
 @pytest.fixture(scope="session")

@@ -57,6 +57,19 @@ def cached_tiny_kernel() -> Path:
         return kernel
 
 
+def cached_guest_agent() -> Path:
+    """Builds the guest's agent if its sources changed since the last build."""
+    from nexus.images import guestagent
+
+    newest = max(source.stat().st_mtime for source in guestagent.SOURCES.iterdir())
+    with _locked("guest-agent") as folder:
+        agent = folder / "nexus-guest-agent"
+        if not agent.exists() or agent.stat().st_mtime < newest:
+            folder.mkdir(exist_ok=True)
+            guestagent.build(agent)
+        return agent
+
+
 def cached_linux_images() -> LinuxImages:
     """Builds kernel, initrd and root with ``python -m nexus.images`` when guest files changed."""
     sources = [p for p in (REPO / "nexus" / "guest").rglob("*") if p.is_file()]

@@ -219,9 +219,7 @@ void exec_run(const struct request *request, int connection) {
         send_exit(&run);
         return;
     }
-    shut(&run.child.in);
-    shut(&run.child.out);
-    shut(&run.child.err);
+    /* Its pipes stay open meanwhile: a word on its way out must not kill it (SIGPIPE). */
     session_end(run.child.pid, run.child.pidfd);
     if (state == NONSENSE && send_rest(&run))
         fail(connection, "EPROTO", "an exec takes the frames I, E, W and S");

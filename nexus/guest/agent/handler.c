@@ -59,14 +59,16 @@ static void linger(int connection) {
 }
 
 _Noreturn void handler_run(int connection) {
+    static char fields[FRAME_MAX + 1]; /* the frame's payload gives way to the next frame's */
     struct frame frame;
     struct request request;
     set_timeout(connection, REQUEST_S);
     if (!frame_receive(connection, &frame))
         _exit(1);
     set_timeout(connection, 0);
+    memcpy(fields, frame.payload, frame.length);
     const char *problem = frame.type == 'Q'
-                              ? request_parse((char *)frame.payload, frame.length, &request)
+                              ? request_parse(fields, frame.length, &request)
                               : "the first frame is a request";
     if (problem != NULL)
         fail(connection, "EINVAL", "%s", problem);
