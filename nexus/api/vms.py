@@ -64,6 +64,15 @@ class VmCreate(Wire):
     ssh_keys: Annotated[list[SshKey], Field(max_length=32)] = Field(default_factory=list)
 
 
+class VmUpdate(Wire):
+    """Changes of a VM; what is left out stays as it is."""
+
+    name: VmName = Field(default_factory=str)
+    """The guest gets it as its host name at its next start."""
+    tags: Tags = Field(default_factory=dict)
+    """All of the VM's tags: those that are not named go."""
+
+
 class VmImage(Wire):
     """An image as a VM uses it: what it was called when the VM was made, and its content."""
 

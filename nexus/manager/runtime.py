@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from nexus.manager import etags
 from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
@@ -61,4 +62,5 @@ def caller_of(connection: HTTPConnection, principal: Principal, permission: Perm
         request_id=state["request_id"],
         permission=permission,
         claim=state.get("claim"),
+        if_match=etags.read(connection, "if-match"),
     )

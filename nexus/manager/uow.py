@@ -16,6 +16,7 @@ from nexus.api.errors import NexusError
 from nexus.api.vms import VmState
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import AuditRow, VmEventRow, VmRow
+from nexus.manager.etags import IfMatch
 from nexus.manager.keys import Claim
 
 
@@ -29,6 +30,8 @@ class Caller:
     permission: str
     claim: Claim | None = field(default=None, compare=False, repr=False)
     """The request's hold on its Idempotency-Key, when it carries one."""
+    if_match: IfMatch | None = None
+    """As what the caller has seen the thing that is to be changed."""
 
 
 SYSTEM = Caller(actor="system", project="default", request_id=None, permission="system")

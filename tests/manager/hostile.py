@@ -200,6 +200,12 @@ BAD_HEADERS: list[list[tuple[str, str | bytes]]] = [
     [*JSON, ("cookie", "x" * 8000)],
 ]
 
+BAD_PRECONDITIONS: list[str | bytes] = [
+    "", "x", '"', '"a', 'W/"', "W/*", '"a" "b"', '"a",', "*,*", b'"\xff"', '"a\tb"',
+    ",".join(['"a"'] * 33), '"' + "x" * 200 + '"', '"00000000000000000000000000000000"',
+    'W/"00000000000000000000000000000000"',
+]  # fmt: skip
+
 BAD_TOKENS: list[bytes] = [
     b"",
     b"Bearer",
@@ -321,6 +327,15 @@ def hostile_requests(vm: str, image_id: str) -> list[Hostile]:
     ]
     made += [Hostile(method, f"/v1/vms/{vm}{rest}") for method, rest in BAD_VM_QUERIES]
     made += [Hostile("POST", "/v1/images", headers, b'{"x": 1}') for headers in BAD_HEADERS]
+    made += [
+        Hostile("PATCH", f"/v1/vms/{vm}", [*JSON], json.dumps({name: value}).encode())
+        for name in ("name", "tags", "id", "project", "drives")
+        for value in [*BAD_VM_FIELDS[name], None]
+    ]
+    made += [Hostile("PATCH", f"/v1/vms/{vm}", [*JSON], body) for body in BAD_BODIES]
+    made += [
+        Hostile("DELETE", f"/v1/vms/{vm}", [("if-match", value)]) for value in BAD_PRECONDITIONS
+    ]
     made += [
         Hostile(method, "/v1/vms", [("authorization", token)], authenticated=False)
         for token in BAD_TOKENS

@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from nexus.api.common import Created, ImageName, ImageRef, Item, Ok, Page, Uuid, Wire
 from nexus.api.images import Image, ImageCreate, ImageKind
+from nexus.manager.routes.answers import item
 from nexus.manager.runtime import Nexus, caller_of
 from nexus.manager.security import Principal, require
 
@@ -49,10 +50,10 @@ async def find(
     )
 
 
-@router.get("/{ref}")
-async def get(nexus: Nexus, principal: Reader, ref: Ref) -> Item[Image]:
+@router.get("/{ref}", response_model=Item[Image])
+async def get(request: Request, nexus: Nexus, principal: Reader, ref: Ref) -> Response:
     """One image. 409 when images of several kinds have the name."""
-    return Item(item=await nexus.images.get(principal.project, ref))
+    return item(request, await nexus.images.get(principal.project, ref))
 
 
 @router.delete("/{ref}")

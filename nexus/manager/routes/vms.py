@@ -2,14 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
 from nexus.api.common import Created, CreatedMany, Item, Page
-from nexus.api.vms import Vm, VmCreate, VmEvent, VmState, WaitState
+from nexus.api.vms import Vm, VmCreate, VmEvent, VmState, VmUpdate, WaitState
 from nexus.manager.keys import Done
+from nexus.manager.routes.answers import item, page
 from nexus.manager.routes.parts import WAIT_S, IdCursor, Limit, VmRef, Wait_s
 from nexus.manager.runtime import Nexus, Runtime, caller_of
 from nexus.manager.security import Principal, require, visible
+from nexus.manager.services import vm_update
 from nexus.manager.services.vm_creation import created
 from nexus.manager.services.vm_filter import VmFilter
 from nexus.manager.services.vm_tags import MOST_SELECTORS, TagSelector
@@ -75,7 +77,7 @@ async def _awaited(nexus: Runtime, vms: list[Vm], state: WaitState, timeout_s: f
     return found
 
 
-@router.get("")
+@router.get("", response_model=Page[Vm])
 async def list_vms(
     nexus: Nexus,
     principal: Reader,
@@ -86,17 +88,26 @@ async def list_vms(
     name: NamePrefix = None,
     cursor: IdCursor = None,
     limit: Limit = 100,
-) -> Page[Vm]:
+) -> Response:
     """VMs in the order they were made, narrowed to those that meet all conditions."""
     narrowed = VmFilter(state=state, host=host, name_prefix=name, tags=tag)
     found = await nexus.vms.page(visible(principal, project), narrowed, cursor=cursor, limit=limit)
-    return Page(items=found.items, next_cursor=found.next_cursor)
+    return page(Page(items=found.items, next_cursor=found.next_cursor))
 
 
-@router.get("/{ref}")
-async def get(ref: VmRef, nexus: Nexus, principal: Reader) -> Item[Vm]:
+@router.get("/{ref}", response_model=Item[Vm])
+async def get(ref: VmRef, request: Request, nexus: Nexus, principal: Reader) -> Response:
     """One VM, by id or name."""
-    return Item(item=await nexus.vms.get(ref, principal.project))
+    return item(request, await nexus.vms.get(ref, principal.project))
+
+
+@router.patch("/{ref}", response_model=Item[Vm])
+async def update(
+    ref: VmRef, body: VmUpdate, request: Request, nexus: Nexus, principal: Writer
+) -> Response:
+    """Renames a VM or replaces its tags. Its guest has the new host name from its next start."""
+    caller = caller_of(request, principal, "vms:write")
+    return item(request, await vm_update.update(nexus.db, ref, body, caller))
 
 
 @router.get("/{ref}/events")

@@ -26,6 +26,7 @@ from nexus.ids import new_id
 from nexus.images.errors import BadImage, ImageError, ImageTooLarge
 from nexus.images.intake import Intake, take
 from nexus.images.store import SHA256, Store, StoredBlob
+from nexus.manager import etags
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import ImageRow, VmRow
@@ -148,6 +149,7 @@ class Images:
             async with change(self.db, caller, "image.delete", target=ref) as unit:
                 row = await _resolve(unit.session, caller.project, ref, lock=True)
                 unit.target = row.id
+                etags.expect(caller.if_match, wire(row), f"the image {row.name}")
                 unit.before = wire(row).model_dump(mode="json")
                 users = await _users(unit.session, row)
                 if users:

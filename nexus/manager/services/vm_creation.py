@@ -50,7 +50,7 @@ class VmCreation:
                     rows = await self._create(unit, request, names)
             except IntegrityError as error:
                 if "name" in str(error.orig):
-                    raise _name_taken(request.name or "") from error
+                    raise name_taken(request.name or "") from error
                 continue  # another manager took an address: choose again
             for row in rows:
                 self.pipeline.begin(row)
@@ -61,7 +61,7 @@ class VmCreation:
         self, unit: UnitOfWork, request: VmCreate, names: Sequence[str | None]
     ) -> list[VmRow]:
         session, project = unit.session, unit.caller.project
-        await _check_free(session, project, [name for name in names if name is not None])
+        await check_free(session, project, [name for name in names if name is not None])
         images = await choose(session, project, request)
         hosts = await self._place(session, request, len(names), unit.at)
         addresses = {host.id: await _free_addresses(session, host) for host in set(hosts)}
@@ -199,16 +199,18 @@ async def _free_addresses(session: AsyncSession, host: HostRow) -> Iterator[IPv4
     return ipam.free_addresses(host.network, used, host.last_address)
 
 
-async def _check_free(session: AsyncSession, project: str, names: Sequence[str]) -> None:
+async def check_free(session: AsyncSession, project: str, names: Sequence[str]) -> None:
+    """Raises NameTaken when a VM that is not being deleted has one of the names."""
     query = select(VmRow.name).where(
         VmRow.project == project, VmRow.name.in_(names), VmRow.power != "deleted"
     )
     taken = await session.scalar(query.limit(1)) if names else None
     if taken is not None:
-        raise _name_taken(taken)
+        raise name_taken(taken)
 
 
-def _name_taken(name: str) -> NameTaken:
+def name_taken(name: str) -> NameTaken:
+    """The refusal of a name that another VM has."""
     return NameTaken(
         f"there is a VM named {name!r} already",
         suggestion=f"choose another name, or: nexus rm {name}",

@@ -7,13 +7,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import NotFound
 from nexus.api.vms import Vm, VmEvent, VmImage, VmNic
-from nexus.manager import keys, lifecycle
+from nexus.manager import etags, keys, lifecycle
 from nexus.manager.db.columns import StoredImage
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import VmEventRow, VmRow
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.services.vm_filter import NO_FILTER, VmFilter
-from nexus.manager.uow import Caller, change
+from nexus.manager.uow import Caller, UnitOfWork, change
 
 _VERB = {
     "start": "starting",
@@ -52,8 +52,7 @@ class VmService:
         Raises NotFound, or InvalidState with what to do instead.
         """
         async with change(self.db, caller, f"vm.{action}", target=ref) as unit:
-            row = await find(unit.session, caller.project, ref, lock=True)
-            unit.target = row.id
+            row = await find_for(unit, ref)
             wanted = lifecycle.decide(
                 action,
                 lifecycle.Situation(row.name, row.state, row.power, row.boot, not row.unsettled),
@@ -140,6 +139,18 @@ async def find(session: AsyncSession, project: str, ref: str, *, lock: bool = Fa
         row = max(named, key=lambda vm: (vm.power != "deleted", vm.id), default=None)
     if row is None:
         raise NotFound(f"there is no VM {ref!r}", suggestion="nexus ls")
+    return row
+
+
+async def find_for(unit: UnitOfWork, ref: str) -> VmRow:
+    """A VM's row, locked, for a change of it. Honours the caller's ``If-Match``.
+
+    Raises NotFound, PreconditionFailed.
+    """
+    row = await find(unit.session, unit.caller.project, ref, lock=True)
+    unit.target = row.id
+    if unit.caller.if_match is not None:
+        etags.expect(unit.caller.if_match, to_vm(row), f"VM {row.name!r}")
     return row
 
 
