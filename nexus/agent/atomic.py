@@ -8,10 +8,16 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Replaces ``path`` with ``data``.
 
     Safe against the death of the writer at any point. It does not wait for the disk: after a loss
-    of power every VMM is gone too, and the file system keeps the rename ordered.
+    of power every VMM is gone too, and the file system keeps the rename ordered. Raises OSError,
+    and then leaves nothing of the new text.
     """
     fresh = path.with_name(f".{path.name}.new")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    fresh.replace(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        fresh.replace(path)
+    except OSError:
+        # A full disk must not fill up with halves.
+        fresh.unlink(missing_ok=True)
+        raise

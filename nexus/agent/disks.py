@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nexus.agent.atomic import write_atomically
 from nexus.agent.drives import ensure_drive, ensure_root, grow_file, link, own
-from nexus.agent.errors import StageFailed
+from nexus.agent.errors import StageFailed, disk_failure
 from nexus.agent.layout import (
     CONFIG_DRIVE,
     INITRD,
@@ -18,7 +18,8 @@ from nexus.agent.layout import (
     drive_file,
 )
 from nexus.agent.vmm_config import encode, needs_config_drive
-from nexus.api.machines import Machine
+from nexus.api.images import ImageKind
+from nexus.api.machines import Blob, Machine
 from nexus.images import configdrive, workplace
 from nexus.images.errors import ImageError
 from nexus.images.store import Store
@@ -46,13 +47,17 @@ def ensure_files(machine: Machine, paths: VmPaths, store: Store, owner: int | No
     with _told_as_disk_failure(paths):
         ensure_folder(paths)
         workplace.clear(paths.root)
-        link(store, machine.kernel, paths.root / KERNEL)
+        with _of_image("kernel", store, machine.kernel):
+            link(store, machine.kernel, paths.root / KERNEL)
         if machine.initrd is not None:
-            link(store, machine.initrd, paths.root / INITRD)
+            with _of_image("initrd", store, machine.initrd):
+                link(store, machine.initrd, paths.root / INITRD)
         if machine.rootfs is not None:
-            ensure_root(machine.rootfs, machine.rootfs_size_mib, paths.root, store, owner)
+            with _of_image("rootfs", store, machine.rootfs):
+                ensure_root(machine.rootfs, machine.rootfs_size_mib, paths.root, store, owner)
         for drive in machine.drives:
-            ensure_drive(drive, paths.root, store, owner)
+            with _of_image("rootfs", store, drive.blob):
+                ensure_drive(drive, paths.root, store, owner)
         if needs_config_drive(machine):
             fresh = paths.root / f".{CONFIG_DRIVE}.new"
             configdrive.write(
@@ -87,24 +92,42 @@ def _told_as_disk_failure(paths: VmPaths) -> Iterator[None]:
     except ImageError as error:
         raise StageFailed("disk", str(error), suggestion=error.suggestion) from error
     except OSError as error:
-        full = "free space on the host, or delete VMs"
+        raise disk_failure(error, paths.root) from error
+    finally:
+        for half in paths.root.glob(".*.new"):
+            half.unlink(missing_ok=True)
+
+
+@contextmanager
+def _of_image(kind: ImageKind, store: Store, blob: Blob | None) -> Iterator[None]:
+    """Says which image it is that the store does not have."""
+    try:
+        yield
+    except ImageError as error:
+        if blob is None or store.has(blob.sha256):
+            raise
         raise StageFailed(
             "disk",
-            f"{error.strerror}: {error.filename or paths.root}",
-            suggestion=full if error.errno == 28 else "check the run directory on the host",
+            f"the {kind} image is not on this host: {error}",
+            suggestion=f"register it again under any name (nexus image add {kind} NAME FILE), "
+            "or build it again (nexus image build)",
         ) from error
 
 
 def before_boot(paths: VmPaths, owner: int | None) -> None:
-    """Clears what an earlier VMM left: its sockets, its log, the inside of its jail."""
-    paths.socket.unlink(missing_ok=True)
-    paths.vsock.unlink(missing_ok=True)
-    (paths.root / VMM_LOG).unlink(missing_ok=True)
-    os.close(os.open(paths.vmm_log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    own(paths.vmm_log, owner)
-    if owner is not None:
-        clear_jail(paths.root)
-        os.chown(paths.root, owner, owner)
+    """Clears what an earlier VMM left: its sockets, its log, the inside of its jail.
+
+    Raises StageFailed("disk").
+    """
+    with _told_as_disk_failure(paths):
+        paths.socket.unlink(missing_ok=True)
+        paths.vsock.unlink(missing_ok=True)
+        (paths.root / VMM_LOG).unlink(missing_ok=True)
+        os.close(os.open(paths.vmm_log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        own(paths.vmm_log, owner)
+        if owner is not None:
+            clear_jail(paths.root)
+            os.chown(paths.root, owner, owner)
 
 
 def after_exit(paths: VmPaths) -> None:

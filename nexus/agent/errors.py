@@ -1,5 +1,8 @@
 """What the agent can fail at, each with a cure."""
 
+import errno
+from pathlib import Path
+
 from nexus.api.errors import Conflict, NexusError
 from nexus.api.vms import Stage, VmError
 
@@ -12,6 +15,13 @@ class SettingsInvalid(Exception):
 
 class StaleGeneration(Conflict):
     """The agent holds a newer desired machine than the one it was sent."""
+
+
+class HostFull(NexusError):
+    """There is no room on this host to write down what is wanted; nothing was begun."""
+
+    code = "no_capacity"
+    status = 409
 
 
 class NetworkFailed(NexusError):
@@ -38,3 +48,14 @@ class StageFailed(Exception):
             suggestion=suggestion,
             log_tail=log_tail or [],
         )
+
+
+def disk_failure(error: OSError, place: Path) -> StageFailed:
+    """What the file system refused, and what to do about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        cure = f"free space on the host (df -h {place}), or delete VMs (nexus ls), then start again"
+    elif error.errno == errno.EROFS:
+        cure = f"the file system is read-only: look at the host's kernel log (dmesg) and at {place}"
+    else:
+        cure = f"check the run directory on the host: ls -la {place}"
+    return StageFailed("disk", f"{error.strerror}: {error.filename or place}", suggestion=cure)

@@ -11,7 +11,7 @@ import structlog
 from nexus.agent import disks, faults, process
 from nexus.agent.atomic import write_atomically
 from nexus.agent.command import choose_jail_uid
-from nexus.agent.errors import StaleGeneration
+from nexus.agent.errors import HostFull, StaleGeneration, disk_failure
 from nexus.agent.events import Feed
 from nexus.agent.layout import Layout
 from nexus.agent.machine import MachineLife
@@ -64,7 +64,12 @@ class Fleet:
                 suggestion="read the VM again and send its current generation",
             )
         elif desired != machine.desired:
-            self._remember(desired)
+            try:
+                self._remember(desired)
+            except OSError as error:
+                # On a full disk VMs must stop all the same. After a restart the older wish starts
+                # nothing that ended, and the manager sends this one again.
+                log.error("a wish is not written down", vm=desired.id, error=str(error))
         faults.point("after_desired")
         return await machine.ensure(desired)
 
@@ -96,10 +101,18 @@ class Fleet:
             uid=choose_jail_uid(desired.id, taken) if jailed else None,
         )
         machine = MachineLife(desired, record, self.layout, self.tools, self._publish)
-        machine.paths.dir.mkdir(mode=0o700, exist_ok=True)
-        # The status first: a directory with a wish in it always says how it is laid out.
-        record.save(machine.paths)
-        self._remember(desired)
+        folder = machine.paths.dir
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            # The status first: a directory with a wish in it always says how it is laid out.
+            record.save(machine.paths)
+            self._remember(desired)
+        except OSError as error:
+            disks.remove_tree(folder)
+            failed = disk_failure(error, folder).error
+            raise HostFull(
+                f"the VM cannot be written down: {failed.message}", suggestion=failed.suggestion
+            ) from error
         self._add(machine)
         return machine
 

@@ -130,9 +130,28 @@ class Links:
         return networks
 
     def ensure_tap(self, name: str, bridge: int, owner: int | None) -> None:
-        """A persistent TAP in the bridge, up, that ``owner`` (uid and gid) may open."""
-        _make_tap(name, owner)
-        self.set(socket.if_nametoindex(name), master=bridge, state="up")
+        """A persistent TAP in the bridge, up, that ``owner`` (uid and gid) may open.
+
+        Raises NetworkFailed when a device of that name is there that is not ours.
+        """
+        found = self.find(name)
+        if found is not None and not is_our_tap(found, bridge):
+            raise _taken(name)
+        device = _open_tap(name, owner)
+        try:
+            self.set(socket.if_nametoindex(name), master=bridge, state="up")
+            # Last: a TAP that stays is in our bridge, by which it is known as ours.
+            fcntl.ioctl(device, _TUNSETPERSIST, 1)
+        finally:
+            os.close(device)
+
+    def delete_of_vm(self, name: str, bridge: int | None) -> bool:
+        """Deletes a VM's TAP or ``ifb``. False when there is none: what somebody else named so
+        stays."""
+        found = self.find(name)
+        if found is None or not (found.kind == "ifb" or is_our_tap(found, bridge)):
+            return False
+        return self.delete(name)
 
     def _ask(self, what: str, *arguments: Any, **keywords: Any) -> None:
         with self._lock:
@@ -152,7 +171,21 @@ class Links:
                 ) from error
 
 
-def _make_tap(name: str, owner: int | None) -> None:
+def is_our_tap(link: Link, bridge: int | None) -> bool:
+    """Whether a device with a name of ours is a TAP in our bridge."""
+    return link.kind == "tun" and link.master == bridge
+
+
+def _taken(name: str) -> NetworkFailed:
+    return NetworkFailed(
+        f"the host has a device named {name} that is not ours",
+        suggestion=f"look at it (ip -d link show {name}), remove it (ip link delete {name}), "
+        "then start the VM again",
+    )
+
+
+def _open_tap(name: str, owner: int | None) -> int:
+    """The TAP of that name, made if need be; it stays for as long as the descriptor is open."""
     try:
         device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -166,12 +199,21 @@ def _make_tap(name: str, owner: int | None) -> None:
                 f"the kernel does not let this process make the TAP {name}",
                 suggestion="run the agent as root (it needs CAP_NET_ADMIN)",
             ) from error
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise NetworkFailed(
+                f"another process holds the TAP {name}",
+                suggestion=f"find it (grep -l {name} /proc/[0-9]*/fdinfo/*), end it, then start "
+                "the VM again",
+            ) from error
         if owner is not None:
             fcntl.ioctl(device, _TUNSETOWNER, owner)
             fcntl.ioctl(device, _TUNSETGROUP, owner)
-        fcntl.ioctl(device, _TUNSETPERSIST, 1)
-    finally:
+    except BaseException:
         os.close(device)
+        raise
+    return device
 
 
 def _link(message: Any) -> Link:

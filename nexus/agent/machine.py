@@ -17,8 +17,8 @@ import structlog
 
 from nexus.agent import disks, faults, starting, tuning
 from nexus.agent.attention import Attention
-from nexus.agent.ending import Ending, how_it_ended, last_lines
-from nexus.agent.errors import StageFailed
+from nexus.agent.ending import CONSOLE_LINES, Ending, how_it_ended, last_lines
+from nexus.agent.errors import StageFailed, disk_failure
 from nexus.agent.layout import Layout, VmPaths, tap_name
 from nexus.agent.plan import Seen, Step, plan, state_of
 from nexus.agent.process import Vmm
@@ -95,7 +95,7 @@ class MachineLife:
         if self.vmm is not None and self.vmm.alive:
             # At once, not after the step that is under way: that one may be waiting for the guest.
             self.record.killed = True
-            self._save()
+            self._note()
             self.vmm.kill()
         await self._converged()
         if not self.gone.is_set():
@@ -197,7 +197,7 @@ class MachineLife:
     def _fail(self, error: VmError) -> None:
         log.warning("machine failed", vm=self.id, stage=error.stage, error=error.message)
         self.record.error = error
-        self._save()
+        self._note()
 
     async def _take(self, step: Step) -> None:
         log.debug("step", vm=self.id, step=step.name)
@@ -237,7 +237,18 @@ class MachineLife:
         )
 
     def _save(self) -> None:
-        self.record.save(self.paths)
+        """Writes down what is about to be done. Raises StageFailed("disk"): then it is not."""
+        try:
+            self.record.save(self.paths)
+        except OSError as error:
+            raise disk_failure(error, self.paths.dir) from error
+
+    def _note(self) -> None:
+        """Writes down what was done or seen. On a full disk a restart has to find it out again."""
+        try:
+            self.record.save(self.paths)
+        except OSError as error:
+            log.error("what was seen is not written down", vm=self.id, error=str(error))
 
     # -- the steps, in the order of a life ---------------------------------------------------
 
@@ -262,6 +273,7 @@ class MachineLife:
             uid=record.uid,
             phase="starting",
             boot=self.desired.boot,
+            console_offset=paths.console_log.stat().st_size,
             configured_at=record.configured_at or _now(),
             told=tuning.wanted(desired),
         )
@@ -273,10 +285,11 @@ class MachineLife:
         except StageFailed:
             record.phase = "ended"
             record.exited_at = _now()
+            await self._tools.network.remove_taps(self.id)
             raise
         faults.point("after_spawn")
         self._hold(vmm)
-        self._save()
+        self._note()
         self._publish(self)
         spawned = time.perf_counter()
         await self._await_api()
@@ -324,7 +337,7 @@ class MachineLife:
         self.record.phase = "running"
         self.record.started_at = _now()
         self.record.error = None
-        self._save()
+        self._note()
         faults.point("after_running")
 
     async def _set_paused(self, paused: bool) -> None:
@@ -344,7 +357,7 @@ class MachineLife:
         self.paused = paused
         if self.record.error is not None:
             self.record.error = None
-            self._save()
+            self._note()
 
     def _is_tuned(self) -> bool:
         resting = self._tune_at is not None and _now() < self._tune_at
@@ -378,7 +391,7 @@ class MachineLife:
     async def _ask_stop(self) -> None:
         """Ctrl-Alt-Del, which the guest takes as a wish to power off. A paused one is resumed."""
         self.record.stop_asked_at = _now()
-        self._save()
+        self._note()
         self._publish(self)
         try:
             if self.paused:
@@ -408,7 +421,7 @@ class MachineLife:
     async def _kill(self) -> None:
         vmm = self._held()
         self.record.killed = True
-        self._save()
+        self._note()
         vmm.kill()
         faults.point("after_kill")
         with anyio.move_on_after(KILL_TIMEOUT_S) as waiting:
@@ -438,7 +451,8 @@ class MachineLife:
             killed=record.killed,
             exit_code=vmm.exit_code if vmm is not None else None,
             vmm_log=last_lines(paths.vmm_log),
-            console=last_lines(paths.console_log),
+            console=last_lines(paths.console_log, CONSOLE_LINES, since=record.console_offset),
+            name=self.desired.name,
         )
         await anyio.to_thread.run_sync(disks.after_exit, paths)
         record.phase = "ended"
@@ -446,7 +460,7 @@ class MachineLife:
         record.exited_at = _now()
         record.exit_cause = ending.cause
         record.error = ending.error
-        self._save()
+        self._note()
         log.info("machine ended", vm=self.id, boot=record.boot, cause=ending.cause)
         self._publish(self)
         await self._tools.network.remove_taps(self.id)

@@ -102,7 +102,7 @@ class Network:
         def remove() -> None:
             for index in range(MAX_NICS):
                 for name in nic_links(vm_id, index):
-                    self._links.delete(name)
+                    self._links.delete_of_vm(name, self.bridge.index)
 
         await anyio.to_thread.run_sync(remove)
 

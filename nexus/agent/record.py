@@ -28,6 +28,8 @@ class Record(BaseModel):
     boot: int = 0
     pid: int | None = None
     start_ticks: int | None = None
+    console_offset: int = 0
+    """Where the console of this boot begins in ``console.log``."""
     stop_asked_at: Timestamp | None = None
     killed: bool = False
     """Whether we ended this boot by force."""

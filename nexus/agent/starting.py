@@ -3,6 +3,10 @@
 What a machine does in its step ``START``, without what it remembers of it.
 """
 
+import errno
+import os
+from pathlib import Path
+
 import anyio
 import anyio.to_thread
 
@@ -18,6 +22,7 @@ from nexus.vmm.client import VmmClient
 from nexus.vmm.errors import VmmFailure
 from nexus.vmm.types import InstanceInfo
 
+SWAPS = Path("/proc/swaps")
 BOOT_TIMEOUT_S = 30.0
 """From spawn until the API says that the guest runs."""
 BOOTED = b"Successfully started microvm"
@@ -42,19 +47,49 @@ async def ensure_taps(desired: Machine, tools: Tools, uid: int | None) -> None:
     except NetworkFailed as error:
         raise StageFailed("network", error.message, suggestion=error.suggestion) from error
     except OSError as error:
-        raise StageFailed("network", f"no TAP: {error}", suggestion="ip -br link") from error
+        cure = "look at the host's devices (ip -br link) and kernel log (dmesg)"
+        raise StageFailed("network", f"no TAP: {error}", suggestion=cure) from error
     faults.point("after_tap")
 
 
 async def prepare(desired: Machine, paths: VmPaths, tools: Tools, uid: int | None) -> None:
-    """Files and TAPs side by side, and the root as a VMM wants to find it. Raises StageFailed."""
+    """Files and TAPs side by side, and the root as a VMM wants to find it.
+
+    Raises StageFailed; then there are no TAPs.
+    """
+    check_memory(desired.mem_mib, host_memory_mib())
     try:
         async with anyio.create_task_group() as both:
             both.start_soon(ensure_files, desired, paths, tools, uid)
             both.start_soon(ensure_taps, desired, tools, uid)
+        disks.before_boot(paths, uid)
     except* StageFailed as failures:
+        await tools.network.remove_taps(desired.id)
         raise _first(failures) from None
-    disks.before_boot(paths, uid)
+
+
+def check_memory(wanted_mib: int, host_mib: int) -> None:
+    """Raises StageFailed("configure") for a guest larger than the whole host.
+
+    A VMM only maps its guest's memory, so it would start, and be killed once the guest uses it.
+    """
+    if wanted_mib > host_mib:
+        raise StageFailed(
+            "configure",
+            f"the VM wants {wanted_mib} MiB of memory, this host has {host_mib} MiB in all",
+            suggestion="make a VM with less memory (nexus run --mem), or add a larger host",
+        )
+
+
+def host_memory_mib() -> int:
+    """Memory and swap of this host."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return (pages >> 20) + swap_mib(SWAPS.read_text())
+
+
+def swap_mib(swaps: str) -> int:
+    """The sum of the sizes in /proc/swaps, which is in KiB."""
+    return sum(int(line.split()[-3]) for line in swaps.splitlines()[1:]) >> 10
 
 
 def launch(record: Record, paths: VmPaths, tools: Tools) -> Vmm:
@@ -68,8 +103,18 @@ def launch(record: Record, paths: VmPaths, tools: Tools) -> Vmm:
         raise StageFailed(
             "spawn",
             f"{error.filename or 'the VMM'} cannot be started: {error.strerror}",
-            suggestion="check FC_BINARY and JAILER_BINARY on the host",
+            suggestion=_spawn_cure(error, record),
         ) from error
+
+
+def _spawn_cure(error: OSError, record: Record) -> str:
+    if error.errno in (errno.ENOMEM, errno.EAGAIN):
+        return "the host has no memory or processes left: free -m, or stop VMs (nexus ls)"
+    if record.engine == "qemu":
+        return "check that Nexus and Python are still where the agent was started from"
+    if error.errno in (errno.EACCES, errno.ENOEXEC):
+        return f"make it a program that root may execute: ls -la {error.filename}"
+    return "put the program back, or set FC_BINARY and JAILER_BINARY, and restart the agent"
 
 
 async def until_guest_runs(

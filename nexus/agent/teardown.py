@@ -10,7 +10,7 @@ import structlog
 
 from nexus.agent import disks, nat, process
 from nexus.agent import installation as installations
-from nexus.agent.layout import MAX_NICS, Layout, tap_name
+from nexus.agent.layout import MAX_NICS, Layout, nic_links
 from nexus.agent.links import Links
 from nexus.agent.settings import Settings
 from nexus.api.errors import Conflict
@@ -50,9 +50,11 @@ def teardown(settings: Settings) -> None:
         layout, links = Layout(settings.run_dir), Links()
         try:
             anyio.run(_kill_all, layout)
+            bridge = _bridge_of(settings, links)
             for vm_id in {*layout.vm_ids(), *layout.trashed_ids()}:
                 for index in range(MAX_NICS):
-                    links.delete(tap_name(vm_id, index))
+                    for name in nic_links(vm_id, index):
+                        links.delete_of_vm(name, bridge)
             _remove_network(settings, links)
         finally:
             links.close()
@@ -80,6 +82,13 @@ async def _kill_all(layout: Layout) -> None:
         for vmm in vmms:
             await vmm.watch()
     log.info("VMs ended", count=len(vmms))
+
+
+def _bridge_of(settings: Settings, links: Links) -> int | None:
+    """The index of our bridge, if there is one."""
+    installation = installations.load(settings.installation_file)
+    owned = (link.index for link in links.all() if installation and installation.owns(link))
+    return next(owned, None)
 
 
 def _remove_network(settings: Settings, links: Links) -> None:

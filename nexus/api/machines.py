@@ -24,9 +24,13 @@ MachineState = Literal[
     "error",
 ]
 
-ExitCause = Literal["guest_poweroff", "stopped", "killed", "crashed"]
+ExitCause = Literal["guest_poweroff", "stopped", "killed", "crashed", "guest_panic"]
 """How a VMM ended: the guest powered itself off; it was asked to stop and did; it had to be
-killed; or it ended by itself with an error or by a signal nobody here sent."""
+killed; it ended by itself with an error or by a signal nobody here sent; or the guest's kernel
+panicked, which ends a VMM as cleanly as a power-off does."""
+
+FAILURES: frozenset[ExitCause] = frozenset({"crashed", "guest_panic"})
+"""The endings that nobody wanted."""
 
 
 class Blob(Wire):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from nexus.api.errors import InvalidState
-from nexus.api.machines import MachineStatus
+from nexus.api.machines import FAILURES, MachineStatus
 from nexus.api.vms import VmState
 from nexus.manager.db.tables import WantedPower
 
@@ -114,7 +114,7 @@ _SOON = "wait until it runs: nexus ls shows its state"
 def crashed(status: MachineStatus, power: WantedPower) -> bool:
     """Whether a VMM that should run ended by itself with an error. Once ``stopped`` is wanted the
     same machine is simply stopped."""
-    ended = status.state == "stopped" and status.exit_cause == "crashed"
+    ended = status.state == "stopped" and status.exit_cause in FAILURES
     return ended and power in ("running", "paused")
 
 
@@ -155,6 +155,7 @@ _ENDINGS: dict[str, tuple[str, str]] = {
     "stopped": ("stopped", "the guest powered off when it was asked to"),
     "killed": ("killed", "the VMM was killed: the guest did not power off in time, or by force"),
     "crashed": ("vmm_crashed", "the VMM ended by itself"),
+    "guest_panic": ("guest_panic", "the guest's kernel panicked"),
 }
 
 
@@ -169,12 +170,14 @@ def reason_for(before: VmState, after: VmState, status: MachineStatus) -> tuple[
             return ("configured", "disk, network and configuration are ready")
         case "stopping":
             return ("stopping", "the guest was asked to power off")
-        case "stopped" if status.exit_cause == "crashed" and status.error is not None:
-            return ("vmm_crashed", status.error.message)
+        case "stopped" if status.exit_cause in FAILURES and status.error is not None:
+            return (_ENDINGS[status.exit_cause][0], status.error.message)
         case "stopped":
             return _ENDINGS.get(status.exit_cause or "", ("stopped", "stopped"))
         case "error":
             message = status.error.message if status.error else "the host reports an error"
+            if status.exit_cause == "guest_panic":
+                return ("guest_panic", message)
             ran = status.error is not None and status.error.stage == "run"
             return ("vmm_crashed" if ran else "failed", message)
         case _:

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from nexus.agent import proxy
 from nexus.agent.command import Jail, choose_jail_uid, vmm_command
-from nexus.agent.ending import how_it_ended
-from nexus.agent.errors import SettingsInvalid
+from nexus.agent.ending import Ending, how_it_ended, last_lines
+from nexus.agent.errors import SettingsInvalid, StageFailed
 from nexus.agent.installation import POOL, choose_subnet
 from nexus.agent.layout import Layout, tap_name
 from nexus.agent.logs import read_log
 from nexus.agent.nat import ruleset
 from nexus.agent.network import name_servers
 from nexus.agent.settings import Settings
+from nexus.agent.starting import check_memory, swap_mib
 from nexus.agent.vmm_config import encode, kernel_args
 from nexus.api.errors import NexusError
 from nexus.api.machines import Blob, Machine, MachineNic
@@ -303,3 +304,117 @@ def test_logs_are_read_from_their_end(tmp_path: Path) -> None:
         more.write(b"\nfour\n")
     assert read_log(log, "console", 10, chunk.offset).lines == ["", "four"]
     assert read_log(tmp_path / "none", "vmm", 10, None).lines == []
+
+
+PANIC = "[   12.804425] Kernel panic - not syncing: "
+
+
+def ending_of(console: list[str], **change: object) -> Ending:
+    """How a VMM that said nothing wrong ended after this console."""
+    facts: dict[str, object] = {
+        "started": True,
+        "stop_asked": False,
+        "killed": False,
+        "exit_code": 0,
+        "vmm_log": [],
+        "name": "web",
+        **change,
+    }
+    return how_it_ended(console=console, **facts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("console", "stage", "why"),
+    [
+        (
+            [
+                "nexus-initrd: the root device /dev/vdz did not appear within 10 s",
+                f"{PANIC}Attempted to kill init! exitcode=0x00000100",
+                "[   12.808576] Rebooting in 1 seconds..",
+            ],
+            "boot",
+            "the root device /dev/vdz did not appear within 10 s (Attempted to kill init!",
+        ),
+        (
+            [f"{PANIC}VFS: Unable to mount root fs on unknown-block(0,0)\r"],
+            "boot",
+            "VFS: Unable to mount root fs",
+        ),
+        (["Kernel panic - not syncing: No working init found.  Try"], "boot", "No working init"),
+        (["[  9.1][    T1] Kernel panic - not syncing: sysrq triggered crash"], "run", "sysrq"),
+        (
+            ["nexus-guest ready", *["x"] * 9, f"{PANIC}Attempted to kill init!", "trace"],
+            "run",
+            "Attempted to kill init!",
+        ),
+        ([f"{PANIC}Out of memory and no killable processes..."], "run", "Out of memory"),
+    ],
+)
+def test_a_panic_ends_a_vmm_as_cleanly_as_a_power_off(
+    console: list[str], stage: str, why: str
+) -> None:
+    ending = ending_of(console)
+    assert ending.cause == "guest_panic"
+    assert ending.error is not None
+    assert ending.error.stage == stage
+    assert why in ending.error.message
+    assert "nexus logs web" in (ending.error.suggestion or "")
+    assert any("Kernel panic" in line for line in ending.error.log_tail)
+
+
+@pytest.mark.parametrize(
+    "console",
+    [
+        [],
+        ["[   20.1] reboot: Power down"],
+        ["somebody wrote: Kernel panic - not syncing: ha"],
+        [f"{PANIC}told by dmesg in an earlier life", "[   20.1] reboot: Power down"],
+        ["[    1.0] Kernel panic timeout is 1"],
+    ],
+)
+def test_what_is_no_panic(console: list[str]) -> None:
+    assert ending_of(console) == Ending("guest_poweroff")
+
+
+def test_a_guest_that_panics_when_it_is_asked_to_stop_has_stopped() -> None:
+    console = [f"{PANIC}x"]
+    assert ending_of(console, stop_asked=True) == Ending("stopped")
+    assert ending_of(console, killed=True) == Ending("killed")
+
+
+@given(st.lists(st.text(max_size=60), max_size=30), st.sampled_from([0, 1, 152, -9, -31, None]))
+def test_whatever_a_guest_writes_an_ending_is_found(console: list[str], code: int | None) -> None:
+    ending = ending_of(console, exit_code=code)
+    assert (ending.error is None) == (ending.cause == "guest_poweroff")
+    if ending.error is not None:
+        assert ending.error.suggestion
+        assert len(ending.error.log_tail) <= 20
+
+
+def test_a_killed_vmm_may_have_been_too_large() -> None:
+    ending = ending_of([], exit_code=-9)
+    assert ending.error is not None
+    assert "dmesg" in (ending.error.suggestion or "")
+    assert "nexus start web" in (ending.error.suggestion or "")
+
+
+def test_only_this_boots_console_is_read(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    log.write_text(f"{PANIC}of an earlier boot\n")
+    offset = log.stat().st_size
+    with log.open("a") as more:
+        more.write("up\n")
+    assert last_lines(log, since=offset) == ["up"]
+    # A log that was cut off meanwhile begins anew.
+    log.write_text("new\n")
+    assert last_lines(log, since=offset) == ["new"]
+
+
+def test_a_guest_may_not_be_larger_than_its_host() -> None:
+    check_memory(4096, 4096)
+    with pytest.raises(StageFailed) as caught:
+        check_memory(4097, 4096)
+    assert caught.value.error.stage == "configure"
+    head = "Filename Type Size Used Priority\n"
+    assert swap_mib(head) == 0
+    assert swap_mib(f"{head}/dev/vdb partition 2097148 0 -2\n/a\\040b file 1024 0 -3\n") == 2048

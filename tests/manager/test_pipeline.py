@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 import anyio
 import pytest
 
-from nexus.api.vms import VmError
+from nexus.api.machines import MachineState
+from nexus.api.vms import Stage, VmError
 from nexus.manager.config import Settings
 from nexus.manager.db.tables import VmRow
 from nexus.manager.pipelines import hosts
@@ -69,6 +70,19 @@ async def test_a_crash_is_an_error_with_its_stage(manager: Manager, agent: Agent
     agent.repeat(vm["id"], status)
     assert (await manager.vm("crash"))["error"]["message"] == "the VMM was killed"
     assert (await manager.http.post("/v1/vms/crash/start?wait=running")).status_code == 200
+
+
+@pytest.mark.parametrize(("stage", "state"), [("run", "stopped"), ("boot", "error")])
+async def test_a_panic_is_an_error_with_a_word_of_its_own(
+    manager: Manager, agent: AgentDouble, stage: Stage, state: MachineState
+) -> None:
+    vm = await manager.create(name="panic")
+    error = VmError(stage=stage, message="the guest's kernel panicked: no init", suggestion="x")
+    agent.push(vm["id"], state=state, exit_cause="guest_panic", pid=None, error=error)
+    seen = await manager.becomes("panic", "error")
+    assert seen["error"]["stage"] == stage
+    assert "guest_panic" in await manager.reasons("panic")
+    assert (await manager.http.post("/v1/vms/panic/start?wait=running")).status_code == 200
 
 
 async def test_old_and_foreign_statuses_change_nothing(

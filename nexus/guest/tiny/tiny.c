@@ -71,6 +71,10 @@ static void key(char c)
 {
     if (c == 'q')
         leave();
+    if (c == 'P') {
+        print("Kernel panic - not syncing: asked to by a key\r\n");
+        leave();
+    }
     if (c == 'c') {
         print("count=");
         print_number(count);

@@ -244,7 +244,7 @@ class VmPipeline:
                 session,
                 row,
                 VmError(
-                    stage="place",
+                    stage="disk" if error.code == "no_capacity" else "place",
                     message=error.message,
                     fault_message=error.fault_message,
                     suggestion=error.suggestion,
