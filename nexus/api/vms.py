@@ -14,6 +14,16 @@ from nexus.api.common import (
     VmName,
     Wire,
 )
+from nexus.api.devices import (
+    MAX_DRIVES,
+    MAX_NICS,
+    Balloon,
+    DiskMib,
+    DriveCreate,
+    DriveLimits,
+    NicCreate,
+    NicLimits,
+)
 from nexus.api.images import ImageKind
 
 VmState = Literal[
@@ -62,6 +72,15 @@ class VmCreate(Wire):
     """False prepares everything and leaves the VM ``configured``."""
     user_data: UserData | None = None
     ssh_keys: Annotated[list[SshKey], Field(max_length=32)] = Field(default_factory=list)
+    rootfs_size_mib: DiskMib | None = None
+    """Makes the root disk larger than its image, and an ext4 file system in it as well."""
+    rootfs_limits: DriveLimits | None = None
+    drives: Annotated[list[DriveCreate], Field(max_length=MAX_DRIVES)] = Field(default_factory=list)
+    nics: Annotated[list[NicCreate], Field(min_length=1, max_length=MAX_NICS)] = Field(
+        default_factory=lambda: [NicCreate()]
+    )
+    balloon: Balloon | None = None
+    """A VM gets a balloon when it is made, or never."""
 
 
 class VmUpdate(Wire):
@@ -91,6 +110,19 @@ class VmNic(Wire):
     gateway: str | None
     tap: str
     """The TAP device on the host."""
+    limits: NicLimits | None = None
+
+
+class VmDrive(Wire):
+    name: str
+    """Also its id at the VMM; the root disk is ``rootfs``."""
+    device: str
+    """Where Linux finds it."""
+    size_mib: int
+    image: VmImage | None
+    """What it held at first; null is nothing."""
+    read_only: bool
+    limits: DriveLimits | None
 
 
 class VmError(Wire):
@@ -116,6 +148,12 @@ class Vm(Wire):
     rootfs: VmImage | None
     kernel_args: str | None
     nics: list[VmNic]
+    drives: list[VmDrive] = Field(default_factory=list)
+    """All but the config drive; the root disk, if there is one, is the first."""
+    balloon: Balloon | None = None
+    devices_error: VmError | None = None
+    """Why a VMM that runs did not take the limits, sizes or balloon target that are wanted. The VM
+    goes on as it was; it is tried again, and has them at its next boot."""
     tags: dict[str, str]
     host_id: Uuid | None
     engine: Engine | None

@@ -21,12 +21,23 @@ from nexus.manager.pipelines import leases
 from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.hosts import HostPipeline
 from nexus.manager.pipelines.vms import VmPipeline
-from nexus.manager.routes import builds, health, hosts, images, proxy, vm_actions, vm_console, vms
+from nexus.manager.routes import (
+    builds,
+    health,
+    hosts,
+    images,
+    proxy,
+    vm_actions,
+    vm_console,
+    vm_devices,
+    vms,
+)
 from nexus.manager.runtime import Runtime
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.tokens import ensure_admin_token, lookup_in
 from nexus.manager.services.vm_creation import VmCreation
+from nexus.manager.services.vm_devices import VmDevices
 from nexus.manager.services.vms import VmService
 from nexus.manager.verify import Verifier
 from nexus.manager.waiters import Waiters
@@ -37,6 +48,7 @@ ROUTERS = (
     health.router,
     vms.router,
     vm_actions.router,
+    vm_devices.router,
     vm_console.router,
     proxy.router,
     hosts.router,
@@ -64,6 +76,7 @@ def make_runtime(settings: Settings) -> Runtime:
         pipeline=pipeline,
         creation=VmCreation(db, pipeline, settings),
         vms=VmService(db, pipeline),
+        devices=VmDevices(db, pipeline),
         hosts=HostService(db),
         images=images_service,
         builds=BuildPipeline(db, images_service, instance),

@@ -140,7 +140,8 @@ def settles(status: MachineStatus, power: WantedPower, boot: int) -> bool:
     if status.state == "error":
         return True
     if power in ("running", "paused"):
-        return status.boot >= boot and status.state in (power, "stopped")
+        told = status.devices_applied or status.devices_error is not None
+        return status.boot >= boot and status.state in (power, "stopped") and told
     return power == "stopped" and status.state == ("configured" if boot == 0 else "stopped")
 
 

@@ -6,7 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.machines import Blob, Machine, MachineNic, MachineStatus
 from nexus.api.vms import VmError, VmState
-from nexus.manager import lifecycle
+from nexus.manager import devices, lifecycle
 from nexus.manager.db.columns import StoredImage
 from nexus.manager.db.tables import VmRow
 from nexus.manager.uow import SYSTEM, Caller, vm_event
@@ -32,9 +32,20 @@ def machine_of(row: VmRow) -> Machine:
         rootfs=_blob(row.rootfs) if row.rootfs else None,
         kernel_args=row.kernel_args,
         nics=[
-            MachineNic(iface=nic.iface, mac=nic.mac, ip=nic.ip, gateway=nic.gateway, dns=nic.dns)
+            MachineNic(
+                iface=nic.iface,
+                mac=nic.mac,
+                ip=nic.ip,
+                gateway=nic.gateway,
+                dns=nic.dns,
+                limits=nic.limits,
+            )
             for nic in row.nics
         ],
+        rootfs_size_mib=row.rootfs_size_mib,
+        rootfs_limits=row.rootfs_limits,
+        drives=[devices.for_agent(drive) for drive in row.drives],
+        balloon=row.balloon,
         user_data=row.user_data,
         ssh_keys=row.ssh_keys,
         stop_timeout_s=row.stop_timeout_s,
@@ -69,6 +80,7 @@ def apply(session: AsyncSession, row: VmRow, status: MachineStatus, now: datetim
     newly_configured = status.configured_at is not None and (
         row.configured_at is None or status.configured_at > row.configured_at
     )
+    refused_before = row.devices_error
     _copy(row, status)
     if newly_configured and status.configured_at and after != "configured":
         _event(
@@ -87,6 +99,12 @@ def apply(session: AsyncSession, row: VmRow, status: MachineStatus, now: datetim
         at = now if reason == "resumed" else _moment(status, after, now)
         _event(session, caller, row, at, after, reason, message)
         row.state = after
+    if status.devices_error is not None and status.devices_error != refused_before:
+        said = status.devices_error.message
+        _event(session, caller, row, now, after, "devices_refused", said)
+    elif refused_before is not None and status.devices_applied and after in ("running", "paused"):
+        said = "the VMM has taken what is wanted of its devices"
+        _event(session, caller, row, now, after, "devices_applied", said)
     error = _error(status) if after == "error" else None
     if after != before or row.error != error:
         row.updated_at = now
@@ -162,6 +180,7 @@ def _copy(row: VmRow, status: MachineStatus) -> None:
     row.configured_at = status.configured_at
     row.started_at = status.started_at
     row.observed_at = status.observed_at
+    row.devices_error = status.devices_error
 
 
 def _moment(status: MachineStatus, state: VmState, now: datetime) -> datetime:

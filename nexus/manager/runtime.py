@@ -16,6 +16,7 @@ from nexus.manager.security import Permission, Principal
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.vm_creation import VmCreation
+from nexus.manager.services.vm_devices import VmDevices
 from nexus.manager.services.vms import VmService
 from nexus.manager.uow import Caller
 from nexus.manager.verify import Verifier
@@ -36,6 +37,7 @@ class Runtime:
     pipeline: VmPipeline
     creation: VmCreation
     vms: VmService
+    devices: VmDevices
     hosts: HostService
     images: Images
     builds: BuildPipeline

@@ -12,6 +12,9 @@ class Request:
 
     vcpu: int
     mem_mib: int
+    disk_mib: int = 0
+    """The size of all disks. They take room only as they are written, so hosts promise more than
+    they have; but no VM is given more than a host's whole disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class HostRoom:
     healthy: bool
     mem_mib: int
     promised_mem_mib: int
+    disk_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +42,18 @@ def place(request: Request, hosts: Sequence[HostRoom], *, overcommit: float = 1.
     if not healthy:
         raise NoCapacity("no healthy host", suggestion="start an agent, or look at: nexus host ls")
 
+    roomy = [host for host in healthy if host.disk_mib >= request.disk_mib]
+    if not roomy:
+        raise NoCapacity(
+            f"disks of {request.disk_mib} MiB are asked for, and no host has more than "
+            f"{max(host.disk_mib for host in healthy)} MiB",
+            suggestion="ask for smaller drives, or a smaller root disk",
+        )
+
     def left(host: HostRoom) -> float:
         return host.mem_mib * overcommit - host.promised_mem_mib
 
-    best = min(healthy, key=lambda host: (-left(host), host.id))
+    best = min(roomy, key=lambda host: (-left(host), host.id))
     if left(best) < request.mem_mib:
         raise NoCapacity(
             f"{request.mem_mib} MiB of memory are asked for, and no host has more than "

@@ -47,6 +47,8 @@ class AgentDouble:
         self.fails_with: VmError | None = None
         self.fails_only: str | None = None
         """The name of the one VM that ``fails_with`` is about; all when absent."""
+        self.refuses: VmError | None = None
+        """Why VMMs that run do not take what is wanted of their devices."""
         self.proxied: list[tuple[str, str, str, bytes]] = []
         self.silent = False
         """Whether PUTs change machines without telling it on the stream."""
@@ -155,13 +157,18 @@ class AgentDouble:
                 "engine": "firecracker",
                 "pid": 4242 if state in ("running", "paused") else None,
                 "socket": f"/srv/fc/vms/{machine.id}/root/api.sock",
-                "nics": [MachineNicStatus(iface="eth0", tap="tap0")],
+                "nics": [
+                    MachineNicStatus(iface=nic.iface, tap=f"tap{index}")
+                    for index, nic in enumerate(machine.nics)
+                ],
                 "configured_at": (before.configured_at if before else None) or now,
                 "started_at": started_at,
                 "exited_at": now if state == "stopped" else None,
                 "exit_cause": cause,
                 "error": error,
                 "observed_at": now,
+                "devices_applied": self.refuses is None,
+                "devices_error": self.refuses,
             }
         )
 

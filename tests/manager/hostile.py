@@ -78,8 +78,60 @@ BAD_VM_FIELDS: dict[str, list[Any]] = {
     "host_path": ["/etc/passwd"],
     "id": ["0193c5e4-0000-7000-8000-000000000000"],
     "project": ["other"],
-    "drives": [[{"path": "/etc/shadow"}]],
+    "drives": [
+        [{"path": "/etc/shadow"}], {}, "x", [1], [None], [{"name": "data"}],
+        [{"name": "../x", "size_mib": 1}], [{"name": "a/b", "size_mib": 1}],
+        [{"name": "rootfs", "size_mib": 1}], [{"name": "config", "size_mib": 1}],
+        [{"name": "A", "size_mib": 1}], [{"name": "a\n", "size_mib": 1}],
+        [{"name": "x" * 17, "size_mib": 1}], [{"name": "a", "size_mib": 0}],
+        [{"name": "a", "size_mib": HUGE}], [{"name": "a", "size_mib": 2**40}],
+        [{"name": "a", "size_mib": "1"}], [{"name": "a", "image": "../../etc/shadow"}],
+        [{"name": "a", "image": "/dev/sda"}], [{"name": "a", "size_mib": 1, "read_only": True}],
+        [{"name": "a", "size_mib": 1, "path_on_host": "/etc/shadow"}],
+        [{"name": "a", "size_mib": 1}] * 2,
+        [{"name": f"d{number}", "size_mib": 1} for number in range(9)],
+        [{"name": "a", "size_mib": 1, "limits": {"iops": 0}}],
+        [{"name": "a", "size_mib": 1, "limits": {"bandwidth_mib_s": 1e400}}],
+        [{"name": "a", "size_mib": 1, "limits": {"bandwidth_mib_s": -1}}],
+    ],
+    "nics": [
+        [], {}, "eth0", [1], [{}] * 9, [{"mac": "00:00:00:00:00:00"}], [{"ip": "10.0.0.1"}],
+        [{"tap": "lo"}], [{"limits": {"rx_mbit_s": 0}}], [{"limits": {"tx_mbit_s": HUGE}}],
+        [{"limits": {"rx_mbit_s": "1"}}], [{"limits": []}],
+    ],
+    "balloon": [
+        {"target_mib": -1}, {"target_mib": 2**40}, {"target_mib": 1.5}, {"target_mib": 256}, 1, [],
+        {"deflate_on_oom": 1}, {"stats_interval_s": -1}, {"amount_mib": 1},
+    ],
+    "rootfs_size_mib": [0, -1, HUGE, 2**40, "1", 1.5, True, [], {}],
+    "rootfs_limits": [1, [], {"iops": 0}, {"iops": HUGE}, {"x": 1}],
 }  # fmt: skip
+
+BAD_DEVICE_CHANGES: list[tuple[str, Any]] = [
+    *[
+        (f"/drives/{name}", {"size_mib": 1})
+        for name in (
+            "", "..", "%2e%2e", "..%2f..%2fvm", "a%00", "a%0a", "A", "x" * 17, "config", "rootfs",
+            "%ff", "1", "a/b", "drive-a.img",
+        )
+    ],
+    *[
+        ("/drives/data", body)
+        for body in (
+            {}, {"limits": {}}, {"size_mib": None}, {"size_mib": 0}, {"size_mib": HUGE},
+            {"path_on_host": "/etc/shadow"}, {"limits": {"iops": -1}}, {"drive_id": "x"}, [], 1,
+            {"size_mib": 1, "image": "x"}, {"limits": {"bandwidth_mib_s": "1"}},
+        )
+    ],
+    *[(f"/nics/{iface}", {"limits": None}) for iface in ("eth0", "eth99", "lo", "..", "%00", "")],
+    *[("/nics/eth0", body) for body in ({}, {"limits": {}}, {"limits": {"rx_mbit_s": -1}}, 1)],
+    *[
+        ("/balloon", body)
+        for body in ({}, {"target_mib": None}, {"target_mib": -1}, {"target_mib": HUGE}, [], None)
+    ],
+    ("/balloon?wait=soon", {"target_mib": 1}),
+    ("/balloon?wait=applied&timeout_s=nan", {"target_mib": 1}),
+]  # fmt: skip
 
 BAD_IMAGE_PATHS: list[Any] = [
     "", ".", "..", "/", "//", "../x", "../../etc/passwd", "/etc/passwd", "/etc/shadow", "/dev/zero",
@@ -326,6 +378,11 @@ def hostile_requests(vm: str, image_id: str) -> list[Hostile]:
         for query in queries
     ]
     made += [Hostile(method, f"/v1/vms/{vm}{rest}") for method, rest in BAD_VM_QUERIES]
+    made += [
+        Hostile("PATCH", f"/v1/vms/{vm}{path}", [*JSON], json.dumps(body).encode())
+        for path, body in BAD_DEVICE_CHANGES
+    ]
+    made += [Hostile("PATCH", f"/v1/vms/{vm}/balloon", [*JSON], body) for body in BAD_BODIES]
     made += [Hostile("POST", "/v1/images", headers, b'{"x": 1}') for headers in BAD_HEADERS]
     made += [
         Hostile("PATCH", f"/v1/vms/{vm}", [*JSON], json.dumps({name: value}).encode())

@@ -8,6 +8,7 @@ from sqlalchemy import JSON, DateTime, Dialect
 from sqlalchemy.types import TypeDecorator
 
 from nexus.api.common import Wire
+from nexus.api.devices import DriveLimits, NicLimits
 from nexus.api.vms import VmImage
 
 
@@ -64,3 +65,15 @@ class StoredNic(Wire):
     dns: list[str]
     tap: str = ""
     """Empty until the agent has made it."""
+    limits: NicLimits | None = None
+
+
+class StoredDrive(Wire):
+    """A drive as a VM's row keeps it."""
+
+    name: str
+    size_mib: int | None
+    """None is as large as its image."""
+    image: StoredImage | None
+    read_only: bool
+    limits: DriveLimits | None

@@ -23,10 +23,11 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column
 
 from nexus.api.common import Engine
+from nexus.api.devices import ROOT_DRIVE, Balloon, DriveLimits
 from nexus.api.hosts import Capacity, HostNetwork, HostState
 from nexus.api.images import BuildState, ImageKind, ImageRecipe
 from nexus.api.vms import VmError, VmState
-from nexus.manager.db.columns import StoredImage, StoredNic, Typed, UtcDateTime
+from nexus.manager.db.columns import StoredDrive, StoredImage, StoredNic, Typed, UtcDateTime
 
 WantedPower = Literal["running", "paused", "stopped", "deleted"]
 RoleName = Literal["viewer", "operator", "admin"]
@@ -166,7 +167,14 @@ class VmRow(Leased, Base):
     initrd: Mapped[StoredImage | None] = mapped_column(Typed(StoredImage))
     rootfs: Mapped[StoredImage | None] = mapped_column(Typed(StoredImage))
     kernel_args: Mapped[str | None] = mapped_column(Text)
+    rootfs_size_mib: Mapped[int | None] = mapped_column(Integer)
+    rootfs_limits: Mapped[DriveLimits | None] = mapped_column(Typed(DriveLimits))
+    drives: Mapped[list[StoredDrive]] = mapped_column(
+        Typed(list[StoredDrive]), default=list, server_default="[]"
+    )
+    """Those beside the root disk."""
     nics: Mapped[list[StoredNic]] = mapped_column(Typed(list[StoredNic]))
+    balloon: Mapped[Balloon | None] = mapped_column(Typed(Balloon))
     tags: Mapped[dict[str, str]] = mapped_column(Typed(dict[str, str]))
     user_data: Mapped[str | None] = mapped_column(Text)
     ssh_keys: Mapped[list[str]] = mapped_column(Typed(list[str]))
@@ -192,6 +200,21 @@ class VmRow(Leased, Base):
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     observed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """When the agent saw what the observed columns say."""
+    devices_error: Mapped[VmError | None] = mapped_column(Typed(VmError))
+    """Why the VMM that runs did not take what is wanted of its devices."""
+
+    @property
+    def root(self) -> StoredDrive | None:
+        """The root disk as one of the VM's drives."""
+        if self.rootfs is None:
+            return None
+        return StoredDrive(
+            name=ROOT_DRIVE,
+            size_mib=self.rootfs_size_mib,
+            image=self.rootfs,
+            read_only=False,
+            limits=self.rootfs_limits,
+        )
 
 
 class VmTagRow(Base):

@@ -194,7 +194,9 @@ class Images:
             return 0
         async with self.db.read() as session:
             needed = set(await session.scalars(select(ImageRow.sha256)))
-            for contents in await session.execute(select(VmRow.kernel, VmRow.initrd, VmRow.rootfs)):
+            kept = select(VmRow.kernel, VmRow.initrd, VmRow.rootfs, VmRow.drives)
+            for *contents, drives in await session.execute(kept):
+                contents += [drive.image for drive in drives]
                 needed |= {image.sha256 for image in contents if image is not None}
         for sha256 in suspects - needed:
             await to_thread.run_sync(self.store.remove, sha256)
@@ -284,14 +286,17 @@ async def _resolve(
 async def _users(session: AsyncSession, image: ImageRow) -> list[str]:
     """The names of the VMs that were made from an image."""
     found = await session.execute(
-        select(VmRow.name, VmRow.kernel, VmRow.initrd, VmRow.rootfs).where(
+        select(VmRow.name, VmRow.drives, VmRow.kernel, VmRow.initrd, VmRow.rootfs).where(
             VmRow.project == image.project
         )
     )
     return [
         name
-        for name, *contents in found
-        if any(content is not None and content.id == image.id for content in contents)
+        for name, drives, *contents in found
+        if any(
+            content is not None and content.id == image.id
+            for content in (*contents, *(drive.image for drive in drives))
+        )
     ]
 
 

@@ -9,11 +9,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Created, CreatedMany
+from nexus.api.devices import NicCreate
 from nexus.api.errors import Conflict, NameTaken, ValidationFailed
 from nexus.api.hosts import HostNetwork
 from nexus.api.vms import Vm, VmCreate
 from nexus.ids import new_id
-from nexus.manager import ipam, scheduler
+from nexus.manager import devices, ipam, scheduler
 from nexus.manager.config import Settings
 from nexus.manager.db.columns import StoredNic
 from nexus.manager.db.session import Database
@@ -24,7 +25,6 @@ from nexus.manager.services.vm_images import VmImages, choose
 from nexus.manager.services.vms import to_vm
 from nexus.manager.uow import Caller, UnitOfWork, change
 
-IFACE = "eth0"
 LONGEST_NAME = 63
 _ATTEMPTS = 5
 
@@ -43,6 +43,7 @@ class VmCreation:
         Raises ImageNotReady, NoCapacity, AddressPoolExhausted, NameTaken or ValidationFailed; then
         there is no row.
         """
+        devices.check(request)
         names = names_of(request)
         for _ in range(_ATTEMPTS):
             try:
@@ -63,19 +64,27 @@ class VmCreation:
         session, project = unit.session, unit.caller.project
         await check_free(session, project, [name for name in names if name is not None])
         images = await choose(session, project, request)
-        hosts = await self._place(session, request, len(names), unit.at)
+        root = devices.root_of(request, images.rootfs)
+        drives = devices.drives_of(request, images.drives)
+        disk_mib = sum(map(devices.present_size, [*drives, root] if root else drives))
+        hosts = await self._place(session, request, disk_mib, len(names), unit.at)
         addresses = {host.id: await _free_addresses(session, host) for host in set(hosts)}
         rows: list[VmRow] = []
         taken: list[IpAddressRow] = []
         for name, host in zip(names, hosts, strict=True):
             vm_id = new_id()
-            address = next(addresses[host.id])
-            host.last_address = int(address)
-            nic = _nic(vm_id, host.network, address)
-            row = _new_row(unit, request, vm_id, name, host, images, nic)
+            mine = [next(addresses[host.id]) for _ in request.nics]
+            host.last_address = int(mine[-1])
+            row = _new_row(unit, request, vm_id, name, host, images)
+            row.nics = _nics(request.nics, vm_id, host.network, mine)
+            row.drives = drives
+            if root is not None:
+                row.rootfs_size_mib, row.rootfs_limits = root.size_mib, root.limits
             self.pipeline.take(row, unit.at)
             rows.append(row)
-            taken.append(IpAddressRow(host_id=host.id, address=int(address), vm_id=vm_id))
+            taken += [
+                IpAddressRow(host_id=host.id, address=int(address), vm_id=vm_id) for address in mine
+            ]
             unit.event(row, "requested", "created", f"requested on host {host.name}")
         session.add_all(rows)
         await session.flush()
@@ -93,13 +102,13 @@ class VmCreation:
         return rows
 
     async def _place(
-        self, session: AsyncSession, request: VmCreate, count: int, now: datetime
+        self, session: AsyncSession, request: VmCreate, disk_mib: int, count: int, now: datetime
     ) -> list[HostRow]:
         hosts = (await session.scalars(select(HostRow).with_for_update())).all()
         sums = select(VmRow.host_id, func.sum(VmRow.mem_mib)).group_by(VmRow.host_id)
         promised = {host_id: int(mem_mib) for host_id, mem_mib in await session.execute(sums)}
         placements = scheduler.place_all(
-            scheduler.Request(request.vcpu, request.mem_mib),
+            scheduler.Request(request.vcpu, request.mem_mib, disk_mib),
             count,
             [
                 scheduler.HostRoom(
@@ -107,6 +116,7 @@ class VmCreation:
                     healthy=is_healthy(host, now),
                     mem_mib=host.capacity.mem_mib,
                     promised_mem_mib=promised.get(host.id, 0),
+                    disk_mib=host.capacity.disk_mib,
                 )
                 for host in hosts
             ],
@@ -148,7 +158,6 @@ def _new_row(
     name: str | None,
     host: HostRow,
     images: VmImages,
-    nic: StoredNic,
 ) -> VmRow:
     return VmRow(
         id=vm_id,
@@ -164,7 +173,7 @@ def _new_row(
         initrd=images.initrd,
         rootfs=images.rootfs,
         kernel_args=request.kernel_args,
-        nics=[nic],
+        balloon=request.balloon,
         tags=request.tags,
         user_data=request.user_data,
         ssh_keys=request.ssh_keys,
@@ -182,14 +191,21 @@ def _new_row(
     )
 
 
-def _nic(vm_id: str, network: HostNetwork, address: IPv4Address) -> StoredNic:
-    return StoredNic(
-        iface=IFACE,
-        mac=ipam.mac_for(vm_id, IFACE),
-        ip=ipam.with_prefix(address, network),
-        gateway=network.gateway,
-        dns=network.dns,
-    )
+def _nics(
+    wanted: Sequence[NicCreate], vm_id: str, network: HostNetwork, addresses: Sequence[IPv4Address]
+) -> list[StoredNic]:
+    """All are in one network, so only the first leads out of it."""
+    return [
+        StoredNic(
+            iface=f"eth{index}",
+            mac=ipam.mac_for(vm_id, f"eth{index}"),
+            ip=ipam.with_prefix(address, network),
+            gateway=None if index else network.gateway,
+            dns=[] if index else network.dns,
+            limits=devices.simplified(nic.limits),
+        )
+        for index, (nic, address) in enumerate(zip(wanted, addresses, strict=True))
+    ]
 
 
 async def _free_addresses(session: AsyncSession, host: HostRow) -> Iterator[IPv4Address]:

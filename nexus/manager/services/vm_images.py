@@ -23,6 +23,8 @@ class VmImages:
     kernel: StoredImage
     initrd: StoredImage | None
     rootfs: StoredImage | None
+    drives: dict[str, StoredImage]
+    """By the names of the drives that begin as a copy of one."""
 
 
 async def choose(session: AsyncSession, project: str, request: VmCreate) -> VmImages:
@@ -33,7 +35,9 @@ async def choose(session: AsyncSession, project: str, request: VmCreate) -> VmIm
     """
     kernel_ref = request.kernel or DEFAULT_KERNEL
     rootfs_ref = request.rootfs or (None if request.kernel else DEFAULT_ROOTFS)
+    drive_refs = {drive.name: drive.image for drive in request.drives if drive.image is not None}
     wanted = [ref for ref in (kernel_ref, request.initrd, rootfs_ref) if ref]
+    wanted += drive_refs.values()
     found = await _look_up(session, project, wanted)
     kernel = _pick(found, "kernel", kernel_ref, is_default=request.kernel is None)
     initrd: ImageRow | None
@@ -52,6 +56,10 @@ async def choose(session: AsyncSession, project: str, request: VmCreate) -> VmIm
         kernel=_stored(kernel),
         initrd=_stored(initrd) if initrd else None,
         rootfs=_stored(rootfs) if rootfs else None,
+        drives={
+            name: _stored(_pick(found, "rootfs", ref, is_default=False))
+            for name, ref in drive_refs.items()
+        },
     )
 
 

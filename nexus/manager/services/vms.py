@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import NotFound
 from nexus.api.vms import Vm, VmEvent, VmImage, VmNic
-from nexus.manager import etags, keys, lifecycle
+from nexus.manager import devices, etags, keys, lifecycle
 from nexus.manager.db.columns import StoredImage
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import VmEventRow, VmRow
@@ -169,9 +169,19 @@ def to_vm(row: VmRow) -> Vm:
         rootfs=_to_image(row.rootfs) if row.rootfs else None,
         kernel_args=row.kernel_args,
         nics=[
-            VmNic(iface=nic.iface, mac=nic.mac, ip=nic.ip, gateway=nic.gateway, tap=nic.tap)
+            VmNic(
+                iface=nic.iface,
+                mac=nic.mac,
+                ip=nic.ip,
+                gateway=nic.gateway,
+                tap=nic.tap,
+                limits=nic.limits,
+            )
             for nic in row.nics
         ],
+        drives=devices.shown(row.root, row.drives),
+        balloon=row.balloon,
+        devices_error=row.devices_error,
         tags=row.tags,
         host_id=row.host_id,
         engine=row.engine,

@@ -7,6 +7,7 @@ import anyio
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from nexus.api.devices import DeviceWait
 from nexus.api.errors import InvalidState, NotFound, TimedOut
 from nexus.api.vms import Vm, VmState, WaitState
 from nexus.manager.db.session import Database
@@ -17,12 +18,14 @@ from nexus.manager.waiters import Waiters
 POLL_S = 1.0
 """How often to look without a hint: another manager may have done the work."""
 
+Awaited = WaitState | DeviceWait
+
 GATHER_S = 0.02
 _PAST_CONFIGURED = frozenset({"configured", "running", "paused", "stopped"})
 
 
 async def wait_for(
-    db: Database, waiters: Waiters, vm: Vm, state: WaitState, timeout_s: float
+    db: Database, waiters: Waiters, vm: Vm, state: Awaited, timeout_s: float
 ) -> Vm | None:
     """Waits until the generation of ``vm`` is in ``state``, or will not get there.
 
@@ -35,7 +38,7 @@ async def wait_for(
 
 
 async def wait_for_all(
-    db: Database, waiters: Waiters, vms: Sequence[Vm], state: WaitState, timeout_s: float
+    db: Database, waiters: Waiters, vms: Sequence[Vm], state: Awaited, timeout_s: float
 ) -> dict[str, Vm | None]:
     """Waits until each of ``vms`` is in ``state``, or will not get there, or the time is up.
 
@@ -62,7 +65,7 @@ async def wait_for_all(
 
 
 async def _ended(
-    session: AsyncSession, pending: Mapping[str, int], state: WaitState
+    session: AsyncSession, pending: Mapping[str, int], state: Awaited
 ) -> dict[str, Vm | None]:
     """Those of the VMs that are gone, or for which ``state`` was reached or is out of reach."""
     columns = select(VmRow.id, VmRow.state, VmRow.power, VmRow.settled_generation)
@@ -79,13 +82,13 @@ async def _ended(
     return ended
 
 
-def _is_over(wanted: WaitState, now: VmState, *, settled: bool) -> bool:
+def _is_over(wanted: Awaited, now: VmState, *, settled: bool) -> bool:
     if wanted == "deleted":
         return False
     return settled or (wanted == "configured" and now in _PAST_CONFIGURED)
 
 
-def timed_out(vm: Vm, state: WaitState, timeout_s: float) -> TimedOut:
+def timed_out(vm: Vm, state: Awaited, timeout_s: float) -> TimedOut:
     """The error for a VM that was still on its way when the time was up."""
     return TimedOut(
         f"VM {vm.id} ({vm.name}) is not {state} after {timeout_s:g} s; "
@@ -103,7 +106,7 @@ def has_reached(vm: Vm | None, state: WaitState) -> bool:
     return vm.state == state
 
 
-def explain(vm: Vm | None, state: WaitState) -> InvalidState | NotFound:
+def explain(vm: Vm | None, state: Awaited) -> InvalidState | NotFound:
     """Why the state was not reached, with the VM's own error and what to do."""
     if vm is None:
         return NotFound("the VM was deleted meanwhile", suggestion="nexus ls")
