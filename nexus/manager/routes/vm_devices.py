@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from nexus.api.common import Item
 from nexus.api.devices import BalloonChange, DeviceWait, DriveChange, DriveId, Iface, NicChange
 from nexus.api.vms import Vm
+from nexus.manager.routes.answers import item
 from nexus.manager.routes.parts import WAIT_S, VmRef, Wait_s
 from nexus.manager.runtime import Nexus, Runtime, caller_of
 from nexus.manager.security import Principal, require
@@ -21,7 +22,7 @@ Wait = Annotated[
 ]
 
 
-@router.patch("/{ref}/drives/{name}")
+@router.patch("/{ref}/drives/{name}", response_model=Item[Vm])
 async def change_drive(
     ref: VmRef,
     name: Annotated[DriveId, Path(description="A drive's name; ``rootfs`` is the root disk.")],
@@ -31,14 +32,14 @@ async def change_drive(
     principal: Writer,
     wait: Wait = None,
     timeout_s: Wait_s = WAIT_S,
-) -> Item[Vm]:
+) -> Response:
     """Limits a drive, or makes it larger. A VM that does not run has it at its next boot."""
     caller = caller_of(request, principal, "vms:write")
     vm = await nexus.devices.change_drive(ref, name, body, caller)
-    return await _answer(nexus, vm, wait, timeout_s)
+    return item(request, await _settled(nexus, vm, wait, timeout_s))
 
 
-@router.patch("/{ref}/nics/{iface}")
+@router.patch("/{ref}/nics/{iface}", response_model=Item[Vm])
 async def change_nic(
     ref: VmRef,
     iface: Annotated[Iface, Path(description="``eth0``.")],
@@ -48,14 +49,14 @@ async def change_nic(
     principal: Writer,
     wait: Wait = None,
     timeout_s: Wait_s = WAIT_S,
-) -> Item[Vm]:
+) -> Response:
     """Limits a NIC. A VM that does not run has it at its next boot."""
     caller = caller_of(request, principal, "vms:write")
     vm = await nexus.devices.change_nic(ref, iface, body, caller)
-    return await _answer(nexus, vm, wait, timeout_s)
+    return item(request, await _settled(nexus, vm, wait, timeout_s))
 
 
-@router.patch("/{ref}/balloon")
+@router.patch("/{ref}/balloon", response_model=Item[Vm])
 async def change_balloon(
     ref: VmRef,
     body: BalloonChange,
@@ -64,14 +65,14 @@ async def change_balloon(
     principal: Writer,
     wait: Wait = None,
     timeout_s: Wait_s = WAIT_S,
-) -> Item[Vm]:
+) -> Response:
     """Says how much of its memory the guest is to give back."""
     caller = caller_of(request, principal, "vms:write")
     vm = await nexus.devices.change_balloon(ref, body, caller)
-    return await _answer(nexus, vm, wait, timeout_s)
+    return item(request, await _settled(nexus, vm, wait, timeout_s))
 
 
-async def _answer(nexus: Runtime, vm: Vm, wait: DeviceWait | None, timeout_s: float) -> Item[Vm]:
+async def _settled(nexus: Runtime, vm: Vm, wait: DeviceWait | None, timeout_s: float) -> Vm:
     """With a wait: the VM once it is so, or the VMM's refusal as an error. What was asked for stays
     wanted all the same."""
     if wait is not None:
@@ -82,4 +83,4 @@ async def _answer(nexus: Runtime, vm: Vm, wait: DeviceWait | None, timeout_s: fl
         if refusal is not None:
             raise refusal
         vm = seen
-    return Item(item=vm)
+    return vm

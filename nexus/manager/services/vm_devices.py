@@ -12,7 +12,7 @@ from nexus.manager.db.columns import StoredDrive
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.pipelines.vms import VmPipeline
-from nexus.manager.services.vms import find, to_vm
+from nexus.manager.services.vms import find_for, to_vm
 from nexus.manager.uow import Caller, UnitOfWork, change
 
 
@@ -92,8 +92,7 @@ class VmDevices:
 
 
 async def _found(unit: UnitOfWork, ref: str) -> VmRow:
-    row = await find(unit.session, unit.caller.project, ref, lock=True)
-    unit.target = row.id
+    row = await find_for(unit, ref)
     if row.power == "deleted":
         raise InvalidState(f"VM {row.name!r} is being deleted", suggestion="nexus ls")
     return row
