@@ -31,11 +31,12 @@ class Attention:
         waiting, self._waiting = self._waiting, []
         return waiting
 
-    async def poked(self) -> None:
-        """Until somebody pokes, or at once when somebody has since ``begin``."""
+    async def poked(self, timeout_s: float | None = None) -> None:
+        """Until somebody pokes, or at once when somebody has since ``begin``; or the time-out."""
         if not self._poked:
             self._wake = anyio.Event()
-            await self._wake.wait()
+            with anyio.move_on_after(timeout_s):
+                await self._wake.wait()
 
     async def next_poke(self, timeout_s: float) -> bool:
         """Until a poke that comes from now on, or the time-out; whether there was a poke."""

@@ -14,6 +14,8 @@ CONSOLE_LINES = 200
 _TAIL_BYTES = 64 << 10
 _BEFORE_PANIC = 5
 _CLEAN = "exiting successfully"
+_REBOOTED = "Vmm is stopping. guest-reset"
+"""Said by nexus-qemu. A guest of Firecracker has no other way to power off than a reset."""
 _FAULT = re.compile(r"(?:\berror|Error): (?P<fault>.+)$")
 _BAD_CONFIG = "Configuration for VMM from one single json failed"
 
@@ -48,10 +50,25 @@ _PANIC_CURES = (
 )
 
 
+_IN_WORDS: dict[ExitCause, str] = {
+    "guest_poweroff": "the guest powered itself off",
+    "guest_reboot": "the guest rebooted",
+    "guest_panic": "the guest's kernel panicked",
+    "stopped": "the guest powered off when it was asked to",
+    "killed": "the VMM was killed",
+    "crashed": "the VMM ended by itself",
+}
+
+
 @dataclass(frozen=True)
 class Ending:
     cause: ExitCause
     error: VmError | None = None
+
+    @property
+    def message(self) -> str:
+        """How it ended, in one sentence."""
+        return self.error.message if self.error else _IN_WORDS[self.cause]
 
 
 def how_it_ended(
@@ -74,7 +91,10 @@ def how_it_ended(
     said_goodbye = any(_CLEAN in line for line in vmm_log)
     if exit_code == 0 or (exit_code is None and said_goodbye):
         panic = panic_of(console, name)
-        return Ending("guest_panic", panic) if panic else Ending("guest_poweroff")
+        if panic is not None:
+            return Ending("guest_panic", panic)
+        rebooted = any(_REBOOTED in line for line in vmm_log)
+        return Ending("guest_reboot" if rebooted else "guest_poweroff")
     fault = fault_of(vmm_log) or fault_of(console)
     if started:
         how = _in_words(exit_code)

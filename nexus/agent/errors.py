@@ -13,6 +13,13 @@ class SettingsInvalid(Exception):
     """The agent must not start like this; the text says what to change."""
 
 
+class Expired(NexusError):
+    """The machine's time was up before it was asked for."""
+
+    code = "gone"
+    status = 410
+
+
 class StaleGeneration(Conflict):
     """The agent holds a newer desired machine than the one it was sent."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import anyio
 import anyio.abc
@@ -11,8 +12,9 @@ import structlog
 from nexus.agent import disks, faults, process
 from nexus.agent.atomic import write_atomically
 from nexus.agent.command import choose_jail_uid
-from nexus.agent.errors import HostFull, StaleGeneration, disk_failure
+from nexus.agent.errors import Expired, HostFull, StaleGeneration, disk_failure
 from nexus.agent.events import Feed
+from nexus.agent.expiry import Expiry, is_over
 from nexus.agent.layout import Layout
 from nexus.agent.machine import MachineLife
 from nexus.agent.record import Record, load_desired, load_record
@@ -32,6 +34,7 @@ class Fleet:
         self.feed = feed
         self._tasks = tasks
         self._machines: dict[str, MachineLife] = {}
+        self._expiry = Expiry(self._wanted, self.delete)
 
     @classmethod
     @asynccontextmanager
@@ -40,6 +43,7 @@ class Fleet:
         async with anyio.create_task_group() as tasks:
             fleet = cls(layout, tools, feed, tasks)
             await fleet._take_up()
+            tasks.start_soon(fleet._expiry.run)
             yield fleet
             tasks.cancel_scope.cancel()
 
@@ -48,21 +52,27 @@ class Fleet:
     async def ensure(self, desired: Machine) -> MachineStatus:
         """Makes the machine so; returns when there is nothing left to do for it.
 
-        Raises StaleGeneration when a newer one is known.
+        Raises StaleGeneration when a newer one is known, Expired when its time is up.
         """
         machine = self._machines.get(desired.id)
         while machine is not None and machine.deleting:
             await machine.delete()
             self._forget(machine)
             machine = self._machines.get(desired.id)
-        if machine is None:
-            machine = self._begin(desired)
-        elif desired.generation < machine.desired.generation:
+        if machine is not None and desired.generation < machine.desired.generation:
             raise StaleGeneration(
                 f"generation {desired.generation} is older than {machine.desired.generation}, "
                 "which this host already has",
                 suggestion="read the VM again and send its current generation",
             )
+        if is_over(desired, datetime.now(UTC)):
+            await self.delete(desired.id)
+            raise Expired(
+                f"the time of VM {desired.id} was up at {desired.expires_at}",
+                suggestion="compare the clocks of manager and host (timedatectl)",
+            )
+        if machine is None:
+            machine = self._begin(desired)
         elif desired != machine.desired:
             try:
                 self._remember(desired)
@@ -71,6 +81,8 @@ class Fleet:
                 # nothing that ended, and the manager sends this one again.
                 log.error("a wish is not written down", vm=desired.id, error=str(error))
         faults.point("after_desired")
+        if desired.expires_at is not None:
+            self._expiry.look()
         return await machine.ensure(desired)
 
     async def delete(self, vm_id: str) -> None:
@@ -86,6 +98,9 @@ class Fleet:
         if machine is None or machine.deleting:
             raise NotFound(f"this host has no VM {vm_id}", suggestion="nexus ls")
         return machine
+
+    def _wanted(self) -> list[Machine]:
+        return [machine.desired for machine in self._machines.values()]
 
     def statuses(self) -> list[MachineStatus]:
         return [machine.status() for machine in self._machines.values()]

@@ -15,17 +15,18 @@ import anyio.abc
 import anyio.to_thread
 import structlog
 
-from nexus.agent import disks, faults, starting, tuning
+from nexus.agent import disks, faults, restarts, starting, tuning
 from nexus.agent.attention import Attention
 from nexus.agent.ending import CONSOLE_LINES, Ending, how_it_ended, last_lines
 from nexus.agent.errors import StageFailed, disk_failure
 from nexus.agent.layout import Layout, VmPaths, tap_name
-from nexus.agent.plan import Seen, Step, plan, state_of
+from nexus.agent.plan import Seen, Step, plan, restart_at, state_of
 from nexus.agent.process import Vmm
 from nexus.agent.record import Record
+from nexus.agent.restarts import FRESH
 from nexus.agent.tools import Tools
 from nexus.api.errors import Conflict
-from nexus.api.machines import Machine, MachineNicStatus, MachineStatus
+from nexus.api.machines import LastExit, Machine, MachineNicStatus, MachineStatus
 from nexus.api.vms import VmError
 from nexus.vmm.client import VmmClient
 from nexus.vmm.errors import VmmError, VmmFailure
@@ -145,6 +146,9 @@ class MachineLife:
             observed_at=_now(),
             devices_applied=applied,
             devices_error=None if applied else self._refusal,
+            restarts=record.restarts.count,
+            restart_at=restart_at(self.desired, seen),
+            last_exit=record.last_exit,
         )
 
     # -- the task that owns the machine ------------------------------------------------------
@@ -165,9 +169,14 @@ class MachineLife:
                     for done in waiting:
                         done.set()
                 if not self.gone.is_set():
-                    await self._attention.poked()
+                    await self._attention.poked(self._rest_s())
             tasks.cancel_scope.cancel()
         self._attention.dismiss()
+
+    def _rest_s(self) -> float | None:
+        """Until there will be something to do without anybody asking for it."""
+        due_at = restart_at(self.desired, self._seen())
+        return None if due_at is None else max(0.0, (due_at - _now()).total_seconds())
 
     async def _converged(self) -> None:
         if not self.gone.is_set():
@@ -206,6 +215,8 @@ class MachineLife:
                 await self._prepare()
             case Step.START:
                 await self._start()
+            case Step.RESTART:
+                await self._restart()
             case Step.AWAIT_API:
                 await self._await_api()
             case Step.PAUSE:
@@ -234,6 +245,8 @@ class MachineLife:
             paused=self.paused,
             stop_asked_at=self.record.stop_asked_at,
             tuned=self._is_tuned(),
+            exit_cause=self.record.exit_cause,
+            restarts=self.record.restarts,
         )
 
     def _save(self) -> None:
@@ -276,6 +289,8 @@ class MachineLife:
             console_offset=paths.console_log.stat().st_size,
             configured_at=record.configured_at or _now(),
             told=tuning.wanted(desired),
+            restarts=record.restarts if self.desired.boot == record.boot else FRESH,
+            last_exit=record.last_exit,
         )
         self._refusal, self._refusals = None, 0
         self._save()
@@ -285,6 +300,7 @@ class MachineLife:
         except StageFailed:
             record.phase = "ended"
             record.exited_at = _now()
+            record.exit_cause = "crashed"
             await self._tools.network.remove_taps(self.id)
             raise
         faults.point("after_spawn")
@@ -302,6 +318,13 @@ class MachineLife:
             spawn_ms=_ms(spawned - prepared),
             api_ms=_ms(time.perf_counter() - spawned),
         )
+
+    async def _restart(self) -> None:
+        """The boot that ended by itself once more. Its TAPs may still be there."""
+        record = self.record
+        record.restarts = restarts.before_attempt(record.restarts, _now())
+        log.info("machine restarts", vm=self.id, boot=record.boot, restarts=record.restarts.count)
+        await self._start()
 
     def _hold(self, vmm: Vmm) -> None:
         """Takes charge of a live VMM: remembers it and watches for its end."""
@@ -325,6 +348,8 @@ class MachineLife:
         except starting.NoAnswer as error:
             await self._kill()
             await self._settle()
+            # Nobody asked for this end: the restart policy has its say.
+            self.record.exit_cause = "crashed"
             raise StageFailed(
                 "boot",
                 f"the VMM does not answer: {error}",
@@ -337,6 +362,7 @@ class MachineLife:
         self.record.phase = "running"
         self.record.started_at = _now()
         self.record.error = None
+        self.record.restarts = restarts.after_start(self.record.restarts)
         self._note()
         faults.point("after_running")
 
@@ -438,8 +464,12 @@ class MachineLife:
         record, paths = self.record, self.paths
         if record.phase == "starting" and record.pid is None and not paths.socket.exists():
             # The agent died between the intention and the deed: this boot never was.
-            record.boot -= 1
-            record.phase = "configured"
+            if record.restarts.ran and record.last_exit is not None:
+                record.restarts = restarts.undone(record.restarts, _now())
+                record.phase, record.exit_cause = "ended", record.last_exit.cause
+            else:
+                record.boot -= 1
+                record.phase = "configured"
             self._save()
             return
         vmm, self.vmm, self.paused = self.vmm, None, False
@@ -457,13 +487,17 @@ class MachineLife:
         await anyio.to_thread.run_sync(disks.after_exit, paths)
         record.phase = "ended"
         record.pid = record.start_ticks = record.stop_asked_at = None
-        record.exited_at = _now()
+        record.exited_at = now = _now()
         record.exit_cause = ending.cause
         record.error = ending.error
+        record.last_exit = LastExit(at=now, cause=ending.cause, message=ending.message)
+        ran_for = now - (record.started_at or now)
+        record.restarts = restarts.after_end(record.restarts, ran_for, now)
         self._note()
         log.info("machine ended", vm=self.id, boot=record.boot, cause=ending.cause)
         self._publish(self)
-        await self._tools.network.remove_taps(self.id)
+        if plan(self.desired, self._seen(), now) is not Step.RESTART:
+            await self._tools.network.remove_taps(self.id)
 
     async def _delete(self) -> None:
         """Everything goes. From the renaming on, a restart finishes it without the VM's files."""

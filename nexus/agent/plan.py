@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
 
+from nexus.agent import restarts
 from nexus.agent.record import Phase
-from nexus.api.machines import Machine, MachineState
+from nexus.agent.restarts import FRESH, Restarts
+from nexus.api.machines import ExitCause, Machine, MachineState
 from nexus.api.vms import VmError
 
 
@@ -15,6 +17,8 @@ class Step(Enum):
     """Disk and files, no process."""
     START = auto()
     """Prepare what is missing, TAPs, and a VMM."""
+    RESTART = auto()
+    """The same for a boot that ended by itself, by the restart policy."""
     AWAIT_API = auto()
     """The VMM was started: wait until it says that the guest runs."""
     PAUSE = auto()
@@ -41,6 +45,8 @@ class Seen:
     stop_asked_at: datetime | None = None
     tuned: bool = True
     """There is nothing to tell the VMM of its devices, or it has just refused and rests."""
+    exit_cause: ExitCause | None = None
+    restarts: Restarts = FRESH
 
 
 def plan(desired: Machine, seen: Seen, now: datetime) -> Step:
@@ -52,7 +58,20 @@ def plan(desired: Machine, seen: Seen, now: datetime) -> Step:
         return Step.SETTLE
     if wants_life and desired.boot > seen.boot:
         return Step.START
+    due_at = restart_at(desired, seen)
+    if due_at is not None and now >= due_at:
+        return Step.RESTART
     return Step.PREPARE if seen.phase == "new" else Step.NOTHING
+
+
+def restart_at(desired: Machine, seen: Seen) -> datetime | None:
+    """When a boot that ended is started again by itself; None when it is not."""
+    ended = not seen.alive and seen.phase == "ended" and desired.boot == seen.boot
+    if not ended or desired.power == "stopped" or not seen.restarts.ran:
+        return None
+    if not restarts.wanted(desired.restart_policy, seen.exit_cause):
+        return None
+    return seen.restarts.due_at
 
 
 def _plan_alive(desired: Machine, seen: Seen, now: datetime, *, wants_life: bool) -> Step:

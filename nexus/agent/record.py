@@ -7,9 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nexus.agent.atomic import write_atomically
 from nexus.agent.layout import VmPaths
+from nexus.agent.restarts import FRESH, Restarts
 from nexus.agent.tuning import Told
 from nexus.api.common import Engine, Timestamp
-from nexus.api.machines import ExitCause, Machine
+from nexus.api.machines import ExitCause, LastExit, Machine
 from nexus.api.vms import VmError
 
 Phase = Literal["new", "configured", "starting", "running", "ended"]
@@ -40,6 +41,9 @@ class Record(BaseModel):
     error: VmError | None = None
     told: Told = Field(default_factory=Told)
     """What the VMM of this boot was told of its devices; nothing when nobody wrote it down."""
+    restarts: Restarts = FRESH
+    last_exit: LastExit | None = None
+    """Of any boot."""
 
     def save(self, paths: VmPaths) -> None:
         write_atomically(paths.status, self.model_dump_json(exclude_defaults=True).encode())

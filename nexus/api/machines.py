@@ -10,7 +10,7 @@ from pydantic import Field
 
 from nexus.api.common import Engine, Sha256, Timestamp, Uuid, VmName, Wire
 from nexus.api.devices import Balloon, DiskMib, DriveId, DriveLimits, NicLimits
-from nexus.api.vms import KernelArgs, SshKey, UserData, VmError
+from nexus.api.vms import KernelArgs, RestartPolicy, SshKey, UserData, VmError
 
 Power = Literal["running", "paused", "stopped"]
 
@@ -24,10 +24,11 @@ MachineState = Literal[
     "error",
 ]
 
-ExitCause = Literal["guest_poweroff", "stopped", "killed", "crashed", "guest_panic"]
+ExitCause = Literal["guest_poweroff", "stopped", "killed", "crashed", "guest_panic", "guest_reboot"]
 """How a VMM ended: the guest powered itself off; it was asked to stop and did; it had to be
-killed; it ended by itself with an error or by a signal nobody here sent; or the guest's kernel
-panicked, which ends a VMM as cleanly as a power-off does."""
+killed; it ended by itself with an error or by a signal nobody here sent; the guest's kernel
+panicked, which ends a VMM as cleanly as a power-off does; or the guest rebooted, which Firecracker
+does not tell from a power-off."""
 
 FAILURES: frozenset[ExitCause] = frozenset({"crashed", "guest_panic"})
 """The endings that nobody wanted."""
@@ -88,11 +89,23 @@ class Machine(Wire):
     rootfs_limits: DriveLimits | None = None
     drives: Annotated[list[MachineDrive], Field(max_length=8)] = Field(default_factory=list)
     balloon: Balloon | None = None
+    restart_policy: RestartPolicy = "never"
+    """What the agent does by itself when the guest ends without being asked to."""
+    expires_at: Timestamp | None = None
+    """When the agent ends and deletes the machine by itself."""
 
 
 class MachineNicStatus(Wire):
     iface: str
     tap: str
+
+
+class LastExit(Wire):
+    """How a machine's VMM last ended."""
+
+    at: Timestamp
+    cause: ExitCause
+    message: str
 
 
 class MachineStatus(Wire):
@@ -118,6 +131,12 @@ class MachineStatus(Wire):
     """Whether the VMM was told the limits, sizes and balloon target that are wanted."""
     devices_error: VmError | None = None
     """Why the VMM did not take them; the agent tries again by itself."""
+    restarts: int = 0
+    """How often this boot was started again by the restart policy."""
+    restart_at: Timestamp | None = None
+    """When it will be; null when it will not."""
+    last_exit: LastExit | None = None
+    """Of any boot; kept while the machine runs again."""
 
 
 class AgentEvent(Wire):

@@ -44,6 +44,11 @@ WaitState = Literal["configured", "running", "paused", "stopped", "deleted"]
 Stage = Literal["place", "disk", "network", "spawn", "configure", "boot", "run"]
 """Where a VM failed: ``run`` is a VMM that ended by itself with an error."""
 
+RestartPolicy = Literal["never", "on-failure", "always"]
+"""What follows when a guest ends without being asked to: ``on-failure`` starts it again after a
+crash or a kernel panic, ``always`` also after it powered itself off or rebooted. What an operator
+stopped stays stopped."""
+
 KernelArgs = Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=1024)]
 SshKey = Annotated[str, StringConstraints(pattern=r"^[ -~]{16,4096}$", strip_whitespace=True)]
 UserData = Annotated[str, StringConstraints(max_length=65536)]
