@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from nexus.cli.commands import events, hosts, images, logs, power, vms
+from nexus.cli.commands import (
+    balloon,
+    drives,
+    events,
+    hosts,
+    images,
+    logs,
+    nics,
+    power,
+    vms,
+)
 from nexus.cli.options import Output
 from nexus.cli.session import Session
 
@@ -41,8 +51,10 @@ def options(
     context.obj = Session(url=url, token_file=token_file, data=data, output=output)
 
 
-for group in (vms, power, logs, events):
+for group in (vms, power, balloon, logs, events):
     app.add_typer(group.commands)
+app.add_typer(drives.commands, name="drive")
+app.add_typer(nics.commands, name="nic")
 app.add_typer(images.commands, name="image")
 app.add_typer(hosts.commands, name="host")
 

@@ -7,6 +7,18 @@ class UsageFault(Exception):
     """The command line itself is wrong in a way that the option parser cannot see."""
 
 
+def problems(error: ValueError) -> str:
+    """What is wrong with values, each with its place, in one line."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+        for problem in error.errors()
+    )
+
+
 def exit_code_of(error: Exception) -> int | None:
     """Prints an expected error on stderr and returns its exit code; None for anything else."""
     from nexus.client import DeniedError, NexusApiError, NotFoundError, WaitTimedOut

@@ -1,13 +1,13 @@
 """What the commands on VMs do."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from nexus.api.vms import Vm, VmCreate, VmState, WaitState
+from nexus.cli import devices
 from nexus.cli.events import events_table
-from nexus.cli.exits import UsageFault
+from nexus.cli.exits import UsageFault, problems
 from nexus.cli.output import ago, as_json, fields, print_json, table
 from nexus.cli.session import Session
 from nexus.client import NexusApiError
@@ -25,13 +25,18 @@ class RunOptions:
     tags: list[str]
     ssh_keys: list[Path]
     user_data: Path | None
+    drives: list[str]
+    nics: list[str]
+    root_size: str | None
+    root_limit: str | None
+    balloon: str | None
     start: bool
     wait: bool
     timeout_s: float
 
 
 def run(session: Session, options: RunOptions) -> None:
-    given = {
+    given: dict[str, object] = {
         "name": options.name,
         "kernel": options.kernel,
         "initrd": options.initrd,
@@ -39,17 +44,18 @@ def run(session: Session, options: RunOptions) -> None:
         "user_data": _read(options.user_data) if options.user_data else None,
     }
     try:
+        given |= _devices(options)
         spec = VmCreate(
             rootfs=options.image,
             vcpu=options.vcpu,
-            mem_mib=mem_mib(options.mem),
+            mem_mib=devices.mib("--mem", options.mem),
             tags=dict(_tag(tag) for tag in options.tags),
             ssh_keys=[_read(file).strip() for file in options.ssh_keys],
             start=options.start,
             **{name: value for name, value in given.items() if value is not None},
         )
     except ValueError as error:
-        raise UsageFault(_problems(error)) from error
+        raise UsageFault(problems(error)) from error
     wait: WaitState | None = None
     if options.wait:
         wait = "running" if options.start else "configured"
@@ -66,6 +72,17 @@ def run(session: Session, options: RunOptions) -> None:
         )
 
 
+def _devices(options: RunOptions) -> dict[str, object]:
+    size, limit, balloon = options.root_size, options.root_limit, options.balloon
+    return {
+        "drives": [devices.drive(text) for text in options.drives] or None,
+        "nics": [devices.nic(text) for text in options.nics] or None,
+        "rootfs_size_mib": devices.mib("--root-size", size) if size else None,
+        "rootfs_limits": devices.root_limits(limit) if limit else None,
+        "balloon": devices.balloon(balloon) if balloon else None,
+    }
+
+
 def _print_vm(session: Session, vm: Vm) -> None:
     if session.output == "json":
         print_json({"id": vm.id, "item": as_json(vm)})
@@ -73,14 +90,6 @@ def _print_vm(session: Session, vm: Vm) -> None:
         print(vm.name)
     else:
         table(HEADINGS, [_row(vm)])
-
-
-def mem_mib(text: str) -> int:
-    """``256``, ``512M`` or ``2G`` in MiB."""
-    match = re.fullmatch(r"(\d{1,9})\s*(|M|MiB|G|GiB)", text)
-    if match is None:
-        raise UsageFault(f"--mem {text!r}: write MiB as in 256 or 512M, or GiB as in 2G")
-    return int(match[1]) * (1024 if match[2].startswith("G") else 1)
 
 
 def _tag(text: str) -> tuple[str, str]:
@@ -95,17 +104,6 @@ def _read(file: Path) -> str:
         return file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageFault(f"{file} cannot be read: {error}") from error
-
-
-def _problems(error: ValueError) -> str:
-    from pydantic import ValidationError
-
-    if not isinstance(error, ValidationError):
-        return str(error)
-    return "; ".join(
-        f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
-        for problem in error.errors()
-    )
 
 
 HEADINGS = ("NAME", "STATE", "ADDRESS", "VCPU", "MEM", "IMAGE", "AGE", "ID")
@@ -165,7 +163,7 @@ def show(session: Session, name: str) -> None:
             ("initrd", vm.initrd.name if vm.initrd else None),
             ("rootfs", vm.rootfs.name if vm.rootfs else None),
             ("kernel args", vm.kernel_args),
-            *((nic.iface, f"{nic.ip} {nic.mac} on {nic.tap}") for nic in vm.nics),
+            *devices.shown(vm),
             ("tags", ", ".join(f"{key}={value}" for key, value in vm.tags.items())),
             ("host", vm.host_id),
             ("pid", str(vm.pid) if vm.pid else None),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, WaitState
 from nexus.client.calls import vms as calls
+from nexus.client.devices import AsyncDeviceChanges, DeviceChanges
 
 if TYPE_CHECKING:
     from nexus.client.async_client import AsyncClient
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from nexus.client.sync_client import Client
 
 
-class Vms:
+class Vms(DeviceChanges):
     """``client.vms``. A VM is named by its id or its name."""
 
     def __init__(self, client: "Client") -> None:
@@ -81,7 +82,7 @@ class Vms:
         return self._client.pages(lambda cursor: calls.vm_events(ref, limit, cursor))
 
 
-class AsyncVms:
+class AsyncVms(AsyncDeviceChanges):
     """``client.vms``. A VM is named by its id or its name."""
 
     def __init__(self, client: "AsyncClient") -> None:

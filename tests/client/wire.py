@@ -172,6 +172,14 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
         check(request)
         return Item(item=wire.vm(ref))
 
+    @app.patch("/v1/vms/{ref}/{device:path}")
+    async def change_device(request: Request, ref: str, device: str) -> Item[Vm]:
+        check(request)
+        wire.bodies.append(await request.json())
+        if ref == "fault":
+            raise VmmFault("the VMM refused", fault_message="not activated yet", suggestion="look")
+        return Item(item=wire.vm(ref))
+
     @app.delete("/v1/vms/{ref}")
     async def delete(request: Request, ref: str) -> dict[str, bool]:
         check(request)

@@ -27,6 +27,23 @@ def run_vm(
     user_data: Annotated[
         Path | None, typer.Option("--user-data", help="File given to the guest.")
     ] = None,
+    drive: Annotated[
+        list[str] | None,
+        typer.Option("--drive", help="NAME,size=10G or NAME,image=IMAGE,ro; repeatable."),
+    ] = None,
+    nic: Annotated[
+        list[str] | None,
+        typer.Option("--nic", help="nat, or rx=100,tx=50 in Mbit/s; repeatable."),
+    ] = None,
+    root_size: Annotated[
+        str | None, typer.Option("--root-size", help="A larger root disk: 4G.")
+    ] = None,
+    root_limit: Annotated[
+        str | None, typer.Option("--root-limit", help="bw=50,iops=1000: MiB/s, operations/s.")
+    ] = None,
+    balloon: Annotated[
+        str | None, typer.Option("--balloon", help="With a balloon; memory to give back: 64M, 0.")
+    ] = None,
     start: Annotated[bool, typer.Option("--start/--no-start")] = True,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it runs.")] = True,
     timeout: Timeout = 60.0,
@@ -51,6 +68,11 @@ def run_vm(
             tags=tag or [],
             ssh_keys=ssh_key or [],
             user_data=user_data,
+            drives=drive or [],
+            nics=nic or [],
+            root_size=root_size,
+            root_limit=root_limit,
+            balloon=balloon,
             start=start,
             wait=wait,
             timeout_s=timeout,

@@ -8,6 +8,7 @@ from urllib.parse import quote
 from pydantic import BaseModel
 
 from nexus.api.common import Created, Item
+from nexus.api.devices import DeviceWait
 from nexus.api.vms import WaitState
 
 T = TypeVar("T")
@@ -68,11 +69,13 @@ def one(path: str, ref: str, *rest: str) -> str:
     return "/".join((path, quote(ref, safe=""), *rest))
 
 
-def waiting(wait: WaitState | None, timeout_s: float | None) -> dict[str, str | float | None]:
+def waiting(
+    wait: WaitState | DeviceWait | None, timeout_s: float | None
+) -> dict[str, str | float | None]:
     """The query that makes the manager hold its answer."""
     return {"wait": wait, "timeout_s": timeout_s if wait else None}
 
 
-def patience(wait: WaitState | None, timeout_s: float | None) -> float:
+def patience(wait: WaitState | DeviceWait | None, timeout_s: float | None) -> float:
     """How long the client waits for an answer that the manager may hold."""
     return (timeout_s or 60.0) + WAIT_GRACE_S if wait else DEFAULT_TIMEOUT_S
