@@ -55,6 +55,8 @@ def show_bytes(data: bytes) -> None:
     if sys.stdout.isatty():
         text = data.decode(errors="replace")
         data = _CONTROL.sub("", _SEQUENCE.sub("", text)).encode()
+    # Behind what was printed before, which text mode may still hold.
+    sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 

@@ -10,6 +10,7 @@ from nexus.cli.events import events_table
 from nexus.cli.exits import UsageFault, problems
 from nexus.cli.output import ago, as_json, fields, print_json, table
 from nexus.cli.session import Session
+from nexus.cli.why import show_error, show_lines
 from nexus.client import NexusApiError
 
 
@@ -174,15 +175,8 @@ def show(session: Session, name: str) -> None:
     )
     if vm.error:
         print()
-        fields(
-            [
-                ("failed in", vm.error.stage),
-                ("because", vm.error.message),
-                ("the VMM says", vm.error.fault_message),
-                ("try", vm.error.suggestion),
-            ]
-        )
-        for line in vm.error.log_tail:
-            print(f"  | {line}")
+        show_error(vm.error)
+        show_lines(vm.error.log_tail)
+        print(f"more: nexus why {vm.name}")
     print()
     events_table(history)

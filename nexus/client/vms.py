@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING
 
 from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, WaitState
+from nexus.api.why import VmWhy
 from nexus.client.calls import vms as calls
 from nexus.client.devices import AsyncDeviceChanges, DeviceChanges
 
@@ -78,6 +79,10 @@ class Vms(DeviceChanges):
         """``with client.vms.console(ref) as console``: the serial console, both ways."""
         return self._client.console(ref)
 
+    def why(self, ref: str) -> VmWhy:
+        """Why it is as it is, and what to do; also for one that was deleted lately."""
+        return self._client.send(calls.vm_why(ref))
+
     def events(self, ref: str, *, limit: int | None = None) -> Iterator[VmEvent]:
         return self._client.pages(lambda cursor: calls.vm_events(ref, limit, cursor))
 
@@ -145,6 +150,10 @@ class AsyncVms(AsyncDeviceChanges):
     def console(self, ref: str) -> AbstractAsyncContextManager["AsyncConsole"]:
         """``async with client.vms.console(ref) as console``: the serial console, both ways."""
         return self._client.console(ref)
+
+    async def why(self, ref: str) -> VmWhy:
+        """Why it is as it is, and what to do; also for one that was deleted lately."""
+        return await self._client.send(calls.vm_why(ref))
 
     def events(self, ref: str, *, limit: int | None = None) -> AsyncIterator[VmEvent]:
         return self._client.pages(lambda cursor: calls.vm_events(ref, limit, cursor))

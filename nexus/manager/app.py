@@ -29,7 +29,11 @@ from nexus.manager.routes import (
     proxy,
     vm_actions,
     vm_console,
+<<<<<<< HEAD
     vm_devices,
+=======
+    vm_why,
+>>>>>>> bb58113 (Say why a VM is as it is, in words and with the next command)
     vms,
 )
 from nexus.manager.runtime import Runtime
@@ -50,6 +54,7 @@ ROUTERS = (
     vm_actions.router,
     vm_devices.router,
     vm_console.router,
+    vm_why.router,
     proxy.router,
     hosts.router,
     builds.router,

@@ -9,6 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from nexus.api.vms import VmError
 from nexus.cli.app import app
 from tests.cli.calling import call, done, done_json, environment
 from tests.client.wire import Wire, make_vm
@@ -92,6 +93,25 @@ def test_show(wire: Wire) -> None:
     assert "10.77.0.5/20" in text
     assert "created" in text
     assert done_json(wire, "show", "web", "-o", "json")["item"]["name"] == "web"
+
+
+def test_why_ends_with_what_to_type(wire: Wire) -> None:
+    text = done(wire, "why", "web")
+    assert text.startswith("web could not start\n")
+    assert "the VMM says" in text
+    assert "  | one\n" in text
+    assert text.endswith("next:\n  nexus logs web --source vmm\n  nexus start web\n")
+    assert done_json(wire, "why", "web", "-o", "json")["item"]["error"]["stage"] == "boot"
+    assert call(wire, "why", "nobody").returncode == 3
+
+
+def test_show_says_why_a_vm_failed(wire: Wire) -> None:
+    error = VmError(stage="disk", message="no space", suggestion="df -h", log_tail=["a line"])
+    wire.vms = [make_vm("web", state="error", error=error)]
+    text = done(wire, "show", "web")
+    assert [word in text for word in ("no space", "df -h", "  | a line", "nexus why web")] == [
+        True
+    ] * 4
 
 
 @pytest.mark.parametrize("action", ["start", "stop", "pause", "resume"])

@@ -32,6 +32,13 @@ def test_list_reads_every_page(client: Client, wire: Wire) -> None:
     assert len(wire.asked_for("GET", "/v1/vms")) == 3
 
 
+def test_why(client: Client) -> None:
+    found = client.vms.why("web")
+    assert (found.summary, found.state) == ("web could not start", "error")
+    with pytest.raises(NotFoundError):
+        client.vms.why("nobody")
+
+
 def test_events_read_every_page(client: Client) -> None:
     assert [event.reason for event in client.vms.events("web")] == ["created", "started"]
 

@@ -25,6 +25,7 @@ from nexus.api.errors import (
 from nexus.api.hosts import Capacity, Host, HostNetwork
 from nexus.api.images import Image, ImageBuild, ImageBuildCreate, ImageCreate
 from nexus.api.vms import LogChunk, Vm, VmCreate, VmError, VmEvent, VmImage, VmNic
+from nexus.api.why import VmWhy
 from nexus.ids import new_id
 
 TOKEN = "wire-token"
@@ -201,6 +202,28 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
             request_id=None,
         )
         return Page(items=[event], next_cursor=None if cursor else "1")
+
+    @app.get("/v1/vms/{ref}/why")
+    async def why(request: Request, ref: str) -> Item[VmWhy]:
+        check(request)
+        vm = wire.vm(ref)
+        error = VmError(stage="boot", message="no kernel", fault_message="bad ELF", suggestion="x")
+        found = VmWhy(
+            vm_id=vm.id,
+            name=vm.name,
+            state="error",
+            since=NOW,
+            summary=f"{vm.name} could not start",
+            reason="failed",
+            actor="admin",
+            request_id=None,
+            error=error,
+            log_source="vmm",
+            log_tail=["one", "\x1b[31mtwo\x1b[0m"],
+            next=[f"nexus logs {vm.name} --source vmm", f"nexus start {vm.name}"],
+            events=[],
+        )
+        return Item(item=found)
 
     @app.get("/v1/vms/{ref}/logs", response_model=None)
     async def logs(

@@ -111,6 +111,17 @@ def show(context: typer.Context, name: Name, output: Output = None) -> None:
 
 
 @commands.command()
+def why(context: typer.Context, name: Name, output: Output = None) -> None:
+    """Say why a VM is as it is, and what to type next; also after it was deleted.
+
+    Example: nexus why web
+    """
+    from nexus.cli.why import why as say_why
+
+    say_why(session(context, output), name)
+
+
+@commands.command()
 def rm(
     context: typer.Context,
     names: Names,

@@ -2,6 +2,7 @@
 
 from nexus.api.common import Created, Item, Page
 from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, WaitState
+from nexus.api.why import VmWhy
 from nexus.client.calls.call import Call, created, item, nothing, one, patience, waiting
 
 
@@ -74,6 +75,10 @@ def follow_vm_logs(ref: str, source: LogSource, tail: int) -> Call[None]:
 def vm_events(ref: str, limit: int | None, cursor: str | None) -> Call[Page[VmEvent]]:
     query = {"limit": limit, "cursor": cursor}
     return Call("GET", one("/v1/vms", ref, "events"), Page[VmEvent].model_validate_json, query)
+
+
+def vm_why(ref: str) -> Call[VmWhy]:
+    return Call("GET", one("/v1/vms", ref, "why"), item(Item[VmWhy]))
 
 
 def console_path(ref: str) -> str:

@@ -125,7 +125,7 @@ class VmService:
             )
             rows = (await session.scalars(query)).all()
         more = len(rows) > limit
-        return [_to_event(event) for event in rows[:limit]], rows[limit - 1].id if more else None
+        return [to_event(event) for event in rows[:limit]], rows[limit - 1].id if more else None
 
 
 async def find(session: AsyncSession, project: str, ref: str, *, lock: bool = False) -> VmRow:
@@ -199,7 +199,8 @@ def _to_image(image: StoredImage) -> VmImage:
     return VmImage(id=image.id, kind=image.kind, name=image.name, sha256=image.sha256)
 
 
-def _to_event(row: VmEventRow) -> VmEvent:
+def to_event(row: VmEventRow) -> VmEvent:
+    """An event's row as the API shows it."""
     return VmEvent(
         id=row.id,
         vm_id=row.vm_id,
