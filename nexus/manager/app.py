@@ -29,11 +29,8 @@ from nexus.manager.routes import (
     proxy,
     vm_actions,
     vm_console,
-<<<<<<< HEAD
     vm_devices,
-=======
     vm_why,
->>>>>>> bb58113 (Say why a VM is as it is, in words and with the next command)
     vms,
 )
 from nexus.manager.runtime import Runtime
