@@ -11,6 +11,7 @@ import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ class _BodyTooLarge(HTTPException):
         super().__init__(413, f"the request body is larger than {limit} bytes")
 
 
+@dataclass(slots=True)
+class BodyBound:
+    """How large the body of one request may be. ``nexus.streams.upload`` raises it for a route
+    that never holds the body."""
+
+    max_bytes: int
+
+
 class Edge:
     """ASGI middleware: request id, body bound, UTF-8 paths, last-resort 500, access log."""
 
@@ -72,13 +81,15 @@ class Edge:
         begun = time.perf_counter()
         status = 0
         received = 0
+        bound = BodyBound(self.max_body_bytes)
+        scope["state"]["body_bound"] = bound
 
         async def bounded_receive() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.max_body_bytes:
-                raise _BodyTooLarge(self.max_body_bytes)
+            if received > bound.max_bytes:
+                raise _BodyTooLarge(bound.max_bytes)
             return message
 
         async def tagged_send(message: Message) -> None:
@@ -275,10 +286,14 @@ class HttpProtocol(HttpToolsProtocol):
     _head_bytes: int | None = None
     """How much of an unfinished head has come; None outside of one."""
 
+    _body_bytes: int = 0
+    """How much of the data at hand was the end of a body: a refused upload may precede a head."""
+
     def data_received(self, data: bytes) -> None:
+        self._body_bytes = 0
         super().data_received(data)
         if self._head_bytes is not None and not self.transport.is_closing():
-            self._head_bytes += len(data)
+            self._head_bytes += len(data) - self._body_bytes
             if self._head_bytes > MAX_HEAD_BYTES:
                 self.send_400_response(f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
 
@@ -289,6 +304,10 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_bytes = None
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
         request_id = new_id()

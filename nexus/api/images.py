@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from nexus.api.common import ImageName, Sha256, Timestamp, Uuid, Wire
 
@@ -56,3 +56,39 @@ class ImageBuild(Wire):
     images: list[Uuid]
     created_at: Timestamp
     updated_at: Timestamp
+
+
+class ImageUploadCreate(Wire):
+    """Announces an upload. What is known of its content beforehand is checked at its end."""
+
+    kind: ImageKind
+    name: ImageName
+    size_bytes: Annotated[int, Field(strict=True, ge=1, le=1 << 50)] | None = None
+    """How many bytes will be sent."""
+    sha256: Sha256 | None = None
+    """Of the bytes that are sent; the image's own differs when they are compressed."""
+    format: ImageFormat | None = None
+
+
+class ImageUploadComplete(Wire):
+    """Says that all bytes are there."""
+
+    sha256: Sha256 | None = None
+    """Of all bytes that were sent."""
+
+
+class ImageUpload(Wire):
+    """An upload that is not an image yet."""
+
+    id: Uuid
+    kind: ImageKind
+    name: str
+    project: str
+    offset: int
+    """How many bytes are there; the next ones go here."""
+    size_bytes: int | None
+    sha256: str | None
+    format: ImageFormat | None
+    created_at: Timestamp
+    expires_at: Timestamp
+    """When it is thrown away unless more comes."""

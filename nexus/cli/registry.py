@@ -1,8 +1,17 @@
 """What the commands on images and hosts do."""
 
 import time
+from pathlib import Path
 
-from nexus.api.images import ImageBuild, ImageCreate, ImageKind, ImageRecipe
+from nexus.api.images import (
+    Image,
+    ImageBuild,
+    ImageCreate,
+    ImageFormat,
+    ImageKind,
+    ImageRecipe,
+    ImageUploadCreate,
+)
 from nexus.cli.actions import each
 from nexus.cli.exits import UsageFault
 from nexus.cli.output import ago, as_json, fields, print_json, size, table
@@ -42,9 +51,67 @@ def add(session: Session, kind: ImageKind, name: str, host_path: str) -> None:
     try:
         spec = ImageCreate(kind=kind, name=name, host_path=host_path)
     except ValueError as error:
-        raise UsageFault(f"{name!r}: names are a-z, 0-9 and . _ : - with a letter first") from error
+        raise _bad_name(name) from error
     with session.client() as client:
         image = client.images.register(spec)
+    _print_made(session, image)
+
+
+def upload(
+    session: Session,
+    file: Path,
+    name: str,
+    kind: ImageKind,
+    form: ImageFormat | None,
+    resume: str | None,
+) -> None:
+    """Sends a file and shows how far it is. What was sent stays for a day if it breaks off."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    try:
+        size_bytes = file.stat().st_size
+        spec = ImageUploadCreate(kind=kind, name=name, size_bytes=size_bytes, format=form)
+    except OSError as error:
+        raise UsageFault(f"cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise (_bad_name(name) if size_bytes else UsageFault(f"{file} is empty")) from error
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), DownloadColumn())
+    bars = Progress(
+        *columns,
+        TransferSpeedColumn(),
+        console=Console(stderr=True),
+        disable=session.output is not None,
+    )
+    with session.client() as client, bars:
+        begun = client.images.get_upload(resume) if resume else client.images.begin_upload(spec)
+        task = bars.add_task(begun.name, total=size_bytes)
+
+        def sent(done: int, total: int) -> None:
+            bars.update(
+                task,
+                completed=done,
+                description=begun.name if done < total else f"{begun.name}: checking",
+            )
+
+        try:
+            image = client.images.upload(file, name=name, progress=sent, resume=begun.id)
+        except (NexusApiError, KeyboardInterrupt):
+            bars.console.print(
+                f"what arrived is kept for a day; to go on: "
+                f"nexus image upload {file} {name} --kind {kind} --resume {begun.id}",
+                soft_wrap=True,
+                highlight=False,
+            )
+            raise
+    _print_made(session, image)
+
+
+def _bad_name(name: str) -> UsageFault:
+    return UsageFault(f"{name!r}: names are a-z, 0-9 and . _ : - with a letter first")
+
+
+def _print_made(session: Session, image: Image) -> None:
     if session.output == "json":
         print_json({"id": image.id, "item": as_json(image)})
     else:

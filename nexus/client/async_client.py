@@ -1,6 +1,6 @@
 """The async client: the same calls as the sync one, awaited."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -16,6 +16,7 @@ from nexus.client.errors import NexusApiError, NotReachable, answer_of, error_of
 from nexus.client.hosts import AsyncHosts
 from nexus.client.images import AsyncImages
 from nexus.client.retries import RETRY_ERRORS, RETRY_STATUSES, backoffs
+from nexus.client.uploads import STALL_TIMEOUT_S
 from nexus.client.vms import AsyncVms
 
 if TYPE_CHECKING:
@@ -87,6 +88,24 @@ class AsyncClient:
                     raise error_of(response)
             await anyio.sleep(pause_s)
         raise NotReachable(0, "host_unreachable", "not sent")
+
+    async def send_stream(
+        self, call: Call[T], body: AsyncIterator[bytes], headers: Mapping[str, str]
+    ) -> T:
+        """Sends one call with a body that is never held as a whole; it is not retried."""
+        try:
+            response = await self._http.request(
+                call.method,
+                call.path,
+                content=body,
+                headers=dict(headers),
+                timeout=STALL_TIMEOUT_S,
+            )
+        except httpx.TransportError as error:
+            raise not_reachable(self._url, error) from error
+        if not response.is_success:
+            raise error_of(response)
+        return answer_of(call.read, response)
 
     def console(self, ref: str) -> AbstractAsyncContextManager["AsyncConsole"]:
         """See ``client.vms.console``."""

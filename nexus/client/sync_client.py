@@ -1,7 +1,7 @@
 """The sync client."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -16,6 +16,7 @@ from nexus.client.errors import NexusApiError, NotReachable, answer_of, error_of
 from nexus.client.hosts import Hosts
 from nexus.client.images import Images
 from nexus.client.retries import RETRY_ERRORS, RETRY_STATUSES, backoffs
+from nexus.client.uploads import STALL_TIMEOUT_S
 from nexus.client.vms import Vms
 
 if TYPE_CHECKING:
@@ -87,6 +88,22 @@ class Client:
                     raise error_of(response)
             time.sleep(pause_s)
         raise NotReachable(0, "host_unreachable", "not sent")
+
+    def send_stream(self, call: Call[T], body: Iterator[bytes], headers: Mapping[str, str]) -> T:
+        """Sends one call with a body that is never held as a whole; it is not retried."""
+        try:
+            response = self._http.request(
+                call.method,
+                call.path,
+                content=body,
+                headers=dict(headers),
+                timeout=STALL_TIMEOUT_S,
+            )
+        except httpx.TransportError as error:
+            raise not_reachable(self._url, error) from error
+        if not response.is_success:
+            raise error_of(response)
+        return answer_of(call.read, response)
 
     def console(self, ref: str) -> AbstractContextManager["Console"]:
         """See ``client.vms.console``."""

@@ -20,6 +20,7 @@ from nexus.manager.idempotency import Idempotency, prune_for_ever
 from nexus.manager.pipelines import leases
 from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.hosts import HostPipeline
+from nexus.manager.pipelines.uploads import sweep_uploads
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.routes import (
     builds,
@@ -27,6 +28,7 @@ from nexus.manager.routes import (
     hosts,
     images,
     proxy,
+    uploads,
     vm_actions,
     vm_console,
     vm_devices,
@@ -37,6 +39,7 @@ from nexus.manager.runtime import Runtime
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.tokens import ensure_admin_token, lookup_in
+from nexus.manager.services.uploads import Uploads
 from nexus.manager.services.vm_creation import VmCreation
 from nexus.manager.services.vm_devices import VmDevices
 from nexus.manager.services.vms import VmService
@@ -55,6 +58,7 @@ ROUTERS = (
     proxy.router,
     hosts.router,
     builds.router,
+    uploads.router,
     images.router,
 )
 
@@ -81,6 +85,7 @@ def make_runtime(settings: Settings) -> Runtime:
         devices=VmDevices(db, pipeline),
         hosts=HostService(db),
         images=images_service,
+        uploads=Uploads.of(db, images_service),
         builds=BuildPipeline(db, images_service, instance),
     )
 
@@ -121,6 +126,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(runtime.pipeline.run)
             tasks.start_soon(runtime.builds.run)
+            tasks.start_soon(sweep_uploads, runtime.uploads)
             tasks.start_soon(_host_pipeline(runtime).run)
             tasks.start_soon(prune_for_ever, runtime.db)
             yield

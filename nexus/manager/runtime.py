@@ -15,6 +15,7 @@ from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.security import Permission, Principal
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
+from nexus.manager.services.uploads import Uploads
 from nexus.manager.services.vm_creation import VmCreation
 from nexus.manager.services.vm_devices import VmDevices
 from nexus.manager.services.vms import VmService
@@ -40,6 +41,7 @@ class Runtime:
     devices: VmDevices
     hosts: HostService
     images: Images
+    uploads: Uploads
     builds: BuildPipeline
 
 

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from nexus import httpd
 from nexus.api.common import Created, Item, Page
 from nexus.api.errors import (
+    Conflict,
     Forbidden,
     HostUnreachable,
     InvalidState,
@@ -23,7 +24,15 @@ from nexus.api.errors import (
     VmmFault,
 )
 from nexus.api.hosts import Capacity, Host, HostNetwork
-from nexus.api.images import Image, ImageBuild, ImageBuildCreate, ImageCreate
+from nexus.api.images import (
+    Image,
+    ImageBuild,
+    ImageBuildCreate,
+    ImageCreate,
+    ImageUpload,
+    ImageUploadComplete,
+    ImageUploadCreate,
+)
 from nexus.api.vms import LogChunk, Vm, VmCreate, VmError, VmEvent, VmImage, VmNic
 from nexus.api.why import VmWhy
 from nexus.ids import new_id
@@ -113,6 +122,12 @@ class Wire:
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)
+    upload: ImageUpload | None = None
+    uploaded: bytes = b""
+    takes: list[int] = field(default_factory=list)
+    """How many bytes of each of the next bodies are taken before the connection breaks; none
+    at all, and a refusal, below zero."""
+    sha256: str | None = None
 
     def vm(self, ref: str) -> Vm:
         for vm in self.vms:
@@ -143,6 +158,7 @@ def make_app(wire: Wire) -> FastAPI:
             raise Unauthenticated("the token is not accepted", suggestion="set NEXUS_TOKEN_FILE")
 
     _add_vms(app, wire, check)
+    _add_uploads(app, wire, check)
     _add_rest(app, wire, check)
     return app
 
@@ -271,6 +287,66 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
                 await socket.send_bytes(b"<" + data + b">")
         except WebSocketDisconnect:
             return
+
+
+def _add_uploads(app: FastAPI, wire: Wire, check: Any) -> None:
+    def current(ref: str) -> ImageUpload:
+        if wire.upload is None or wire.upload.id != ref:
+            raise NotFound(f"there is no upload {ref}")
+        return wire.upload.model_copy(update={"offset": len(wire.uploaded)})
+
+    @app.post("/v1/images/uploads", status_code=201)
+    async def begin(request: Request, body: ImageUploadCreate) -> Created[ImageUpload]:
+        check(request)
+        wire.bodies.append(await request.json())
+        asked = body.model_dump()
+        wire.upload = ImageUpload(
+            id=new_id(), project="default", offset=0, created_at=NOW, expires_at=NOW, **asked
+        )
+        return Created(id=wire.upload.id, item=wire.upload)
+
+    @app.get("/v1/images/uploads")
+    async def uploads(request: Request) -> Page[ImageUpload]:
+        check(request)
+        return Page(items=[wire.upload] if wire.upload else [])
+
+    @app.get("/v1/images/uploads/{ref}")
+    async def get(request: Request, ref: str) -> Item[ImageUpload]:
+        check(request)
+        return Item(item=current(ref))
+
+    @app.patch("/v1/images/uploads/{ref}")
+    async def write(request: Request, ref: str) -> Item[ImageUpload]:
+        check(request)
+        request.state.body_bound.max_bytes = 1 << 40
+        if int(request.headers["upload-offset"]) != current(ref).offset:
+            raise Conflict("another offset")
+        takes = wire.takes.pop(0) if wire.takes else 1 << 60
+        if takes < 0:
+            raise Forbidden("the token was revoked meanwhile")
+        end = len(wire.uploaded) + takes
+        async for chunk in request.stream():
+            wire.uploaded = (wire.uploaded + chunk)[:end]
+            if len(wire.uploaded) == end:
+                raise HostUnreachable("the connection breaks")
+        return Item(item=current(ref))
+
+    @app.post("/v1/images/uploads/{ref}/complete", status_code=201)
+    async def complete(request: Request, ref: str, body: ImageUploadComplete) -> Created[Image]:
+        check(request)
+        upload = current(ref)
+        wire.sha256 = body.sha256
+        image = make_image(upload.kind, upload.name)
+        wire.images.append(image)
+        wire.upload = None
+        return Created(id=image.id, item=image)
+
+    @app.delete("/v1/images/uploads/{ref}")
+    async def delete(request: Request, ref: str) -> dict[str, bool]:
+        check(request)
+        current(ref)
+        wire.upload = None
+        return {"ok": True}
 
 
 def _add_rest(app: FastAPI, wire: Wire, check: Any) -> None:

@@ -1,5 +1,6 @@
 """``nexus image …``"""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -39,6 +40,32 @@ def add_image(
     from nexus.cli import registry
 
     registry.add(session(context, output), kind, name, host_path)
+
+
+@commands.command("upload")
+def upload_image(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A file of this machine.")],
+    name: Annotated[str, typer.Argument(help="The image's name.")],
+    kind: Annotated[Literal["kernel", "initrd", "rootfs"], typer.Option("--kind")] = "rootfs",
+    form: Annotated[
+        Literal["raw", "gzip", "xz", "zstd", "qcow2"] | None,
+        typer.Option("--format", help="What the file must be; its first bytes say it otherwise."),
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", help="The id of an upload that broke off.")
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Send a file to the manager and make an image of it.
+
+    It goes on after a lost connection, and with --resume after Ctrl-C.
+
+    Example: nexus image upload debian.qcow2 debian:12 --kind rootfs
+    """
+    from nexus.cli import registry
+
+    registry.upload(session(context, output), file, name, kind, form, resume)
 
 
 @commands.command("build")

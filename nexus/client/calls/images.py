@@ -1,7 +1,16 @@
 """The calls of ``/v1/images``."""
 
 from nexus.api.common import Created, Item, Page
-from nexus.api.images import Image, ImageBuild, ImageBuildCreate, ImageCreate, ImageKind
+from nexus.api.images import (
+    Image,
+    ImageBuild,
+    ImageBuildCreate,
+    ImageCreate,
+    ImageKind,
+    ImageUpload,
+    ImageUploadComplete,
+    ImageUploadCreate,
+)
 from nexus.client.calls.call import Call, created, item, nothing, one
 
 
@@ -36,3 +45,34 @@ def get_build(build_id: str) -> Call[ImageBuild]:
 def list_builds(limit: int | None, cursor: str | None) -> Call[Page[ImageBuild]]:
     query = {"limit": limit, "cursor": cursor}
     return Call("GET", "/v1/images/builds", Page[ImageBuild].model_validate_json, query)
+
+
+UPLOADS = "/v1/images/uploads"
+
+
+def begin_upload(spec: ImageUploadCreate) -> Call[ImageUpload]:
+    return Call("POST", UPLOADS, created(Created[ImageUpload]), body=spec)
+
+
+def get_upload(upload_id: str) -> Call[ImageUpload]:
+    return Call("GET", one(UPLOADS, upload_id), item(Item[ImageUpload]))
+
+
+def list_uploads(limit: int | None, cursor: str | None) -> Call[Page[ImageUpload]]:
+    query = {"limit": limit, "cursor": cursor}
+    return Call("GET", UPLOADS, Page[ImageUpload].model_validate_json, query)
+
+
+def write_upload(upload_id: str) -> Call[ImageUpload]:
+    """Its body is the file's content from the upload's offset on, sent as a stream."""
+    return Call("PATCH", one(UPLOADS, upload_id), item(Item[ImageUpload]))
+
+
+def complete_upload(upload_id: str, spec: ImageUploadComplete) -> Call[Image]:
+    # Unpacking, checking and hashing a large file takes its time.
+    path = one(UPLOADS, upload_id, "complete")
+    return Call("POST", path, created(Created[Image]), body=spec, timeout_s=3600.0)
+
+
+def delete_upload(upload_id: str) -> Call[None]:
+    return Call("DELETE", one(UPLOADS, upload_id), nothing)

@@ -25,7 +25,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column
 from nexus.api.common import Engine
 from nexus.api.devices import ROOT_DRIVE, Balloon, DriveLimits
 from nexus.api.hosts import Capacity, HostNetwork, HostState
-from nexus.api.images import BuildState, ImageKind, ImageRecipe
+from nexus.api.images import BuildState, ImageFormat, ImageKind, ImageRecipe
 from nexus.api.vms import VmError, VmState
 from nexus.manager.db.columns import StoredDrive, StoredImage, StoredNic, Typed, UtcDateTime
 
@@ -108,6 +108,21 @@ class ImageBuildRow(Leased, Base):
     request_id: Mapped[str | None] = mapped_column(String(128))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ImageUploadRow(Base):
+    """An upload in the making; its bytes, and so how far it is, lie in a file named by its id."""
+
+    __tablename__ = "image_uploads"
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), default="default")
+    kind: Mapped[ImageKind] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(String(128))
+    size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    format: Mapped[ImageFormat | None] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class HostRow(Base):

@@ -1,7 +1,7 @@
 """Images: names for content in the store. See docs/images.md."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from nexus.api.errors import (
     PayloadTooLarge,
     ValidationFailed,
 )
-from nexus.api.images import Image, ImageCreate, ImageKind
+from nexus.api.images import Image, ImageCreate, ImageFormat, ImageKind
 from nexus.ids import new_id
 from nexus.images.errors import BadImage, ImageError, ImageTooLarge
 from nexus.images.intake import Intake, take
@@ -36,7 +36,7 @@ from nexus.manager.uow import Caller, UnitOfWork, change
 
 _IMPORTS = 2
 _IS_ID = re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
-_NOT_NAMES = frozenset({"builds"})
+_NOT_NAMES = frozenset({"builds", "uploads"})
 """Words that mean something else at the same place of an address."""
 
 
@@ -46,6 +46,17 @@ class Artifact(NamedTuple):
     kind: ImageKind
     name: str
     blob: StoredBlob
+
+
+class Naming(NamedTuple):
+    """What a file from outside is to become."""
+
+    kind: ImageKind
+    name: str
+    source: str
+    format: ImageFormat | None = None
+    also: Callable[[AsyncSession], Awaitable[None]] | None = None
+    """What else changes in the transaction that makes the image."""
 
 
 class Put(NamedTuple):
@@ -69,25 +80,40 @@ class Images:
         return cls(db, settings, Store(settings.store_dir), CapacityLimiter(_IMPORTS))
 
     async def register(self, caller: Caller, wanted: ImageCreate) -> Image:
-        """Copies a file from under the image root into the store and names it.
+        """Makes an image of a file under the image root.
 
-        Raises PathRefused, NotFound, ValidationFailed for the file, NameTaken for the name.
+        Raises PathRefused, NotFound, and what ``add`` raises.
         """
-        if wanted.name in _NOT_NAMES or _IS_ID.match(wanted.name):
-            raise ValidationFailed(
-                f"{wanted.name} cannot be an image's name", suggestion="choose another name"
-            )
         with ExitStack() as stack:
             file = open_under(self.settings.image_root, wanted.host_path)
             descriptor = await to_thread.run_sync(stack.enter_context, file)
-            async with self.db.read() as session:
-                await _refuse_taken(session, caller.project, wanted)
-            intake = Intake(wanted.kind, self.settings.image_max_bytes, wanted.format)
-            blob = await self._keep(descriptor, intake)
-            async with turn(self.settings.store_dir):
-                if not await to_thread.run_sync(self.store.has, blob.sha256):
-                    blob = await self._keep(descriptor, intake)
-                return await self._insert(caller, wanted, blob)
+            naming = Naming(wanted.kind, wanted.name, wanted.host_path, wanted.format)
+            return await self.add(caller, naming, descriptor)
+
+    async def add(self, caller: Caller, naming: Naming, descriptor: int) -> Image:
+        """Takes an open file into the store and names it.
+
+        Raises ValidationFailed or PayloadTooLarge for the file, NameTaken for the name, Conflict
+        when the file changes meanwhile or does not fit.
+        """
+        async with self.db.read() as session:
+            await self.refuse(session, caller.project, naming.kind, naming.name)
+        intake = Intake(naming.kind, self.settings.image_max_bytes, naming.format)
+        blob = await self._keep(descriptor, intake)
+        async with turn(self.settings.store_dir):
+            if not await to_thread.run_sync(self.store.has, blob.sha256):
+                blob = await self._keep(descriptor, intake)
+            return await self._insert(caller, naming, blob)
+
+    async def refuse(self, session: AsyncSession, project: str, kind: ImageKind, name: str) -> None:
+        """Raises ValidationFailed or NameTaken for a name that a new image cannot have."""
+        if name in _NOT_NAMES or _IS_ID.match(name):
+            raise ValidationFailed(
+                f"{name} cannot be an image's name", suggestion="choose another name"
+            )
+        row = await session.scalar(_named(project, kind, name))
+        if row is not None:
+            raise _taken(kind, name, row.id)
 
     async def _keep(self, descriptor: int, intake: Intake) -> StoredBlob:
         try:
@@ -97,16 +123,18 @@ class Images:
         except ImageError as error:
             raise _refusal(error) from None
 
-    async def _insert(self, caller: Caller, wanted: ImageCreate, blob: StoredBlob) -> Image:
+    async def _insert(self, caller: Caller, naming: Naming, blob: StoredBlob) -> Image:
         async with change(self.db, caller, "image.create") as unit:
-            await _refuse_taken(unit.session, caller.project, wanted)
-            artifact = Artifact(wanted.kind, wanted.name, blob)
-            row = _new_row(unit, artifact, source=wanted.host_path)
+            await self.refuse(unit.session, caller.project, naming.kind, naming.name)
+            artifact = Artifact(naming.kind, naming.name, blob)
+            row = _new_row(unit, artifact, source=naming.source)
             unit.answer = lambda: Created[Image](id=row.id, item=wire(row))
             try:
                 await unit.session.flush()
             except IntegrityError:
-                raise _taken(wanted, None) from None
+                raise _taken(naming.kind, naming.name, None) from None
+            if naming.also is not None:
+                await naming.also(unit.session)
             return wire(row)
 
     async def find(
@@ -249,17 +277,11 @@ def _named(project: str, kind: ImageKind, name: str) -> Select[ImageRow]:
     )
 
 
-async def _refuse_taken(session: AsyncSession, project: str, wanted: ImageCreate) -> None:
-    row = await session.scalar(_named(project, wanted.kind, wanted.name))
-    if row is not None:
-        raise _taken(wanted, row.id)
-
-
-def _taken(wanted: ImageCreate, holder: str | None) -> NameTaken:
+def _taken(kind: ImageKind, name: str, holder: str | None) -> NameTaken:
     which = f": it is {holder}" if holder else ""
     return NameTaken(
-        f"there is a {wanted.kind} image named {wanted.name} already{which}",
-        suggestion=f"choose another name, or remove it: nexus image rm {holder or wanted.name}",
+        f"there is a {kind} image named {name} already{which}",
+        suggestion=f"choose another name, or remove it: nexus image rm {holder or name}",
     )
 
 
