@@ -2,6 +2,7 @@
 connection makes it begin anew."""
 
 import hashlib
+import http.client
 import os
 import re
 import signal
@@ -167,3 +168,26 @@ def test_what_a_lost_connection_brought_is_kept(process: Process) -> None:
         )
     assert min(reached) >= MIB
     assert image.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_a_request_right_after_a_refused_upload_is_read(process: Process) -> None:
+    """The rest of the refused body and the beginning of the next head come in one piece."""
+    token = (process.data / "admin.token").read_text().strip()
+    body = b"x" * 200_000
+    refused = (
+        f"PATCH /v1/images/uploads/none HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    following = f"GET /v1/images HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", process.port), timeout=DEADLINE_S) as connection:
+        connection.sendall(refused.encode())
+        answer = http.client.HTTPResponse(connection, method="PATCH")
+        answer.begin()
+        assert answer.status == 422
+        answer.read()
+        connection.sendall(body + following.encode()[:20])
+        time.sleep(0.2)  # lets the server see a head that is not complete
+        connection.sendall(following.encode()[20:])
+        answer = http.client.HTTPResponse(connection, method="GET")
+        answer.begin()
+        assert answer.status == 200
