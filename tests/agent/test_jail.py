@@ -34,6 +34,9 @@ def test_a_jailed_life(jailing: Agent, tiny_kernel: Path) -> None:
     uid = int(process.joinpath("status").read_text().split("Uid:")[1].split()[0])
     assert uid >= 1_500_000_000
     until("the banner", lambda: "ready" in "".join(jailing.console(machine.id)))
+    root = jailing.run_dir / "vms" / machine.id / "firecracker" / machine.id / "root"
+    assert (root / "v.sock").is_socket()
+    assert (root / "v.sock").stat().st_uid == uid
     other = jailing.put(jailing.machine(tiny_kernel, rootfs=rootfs))
     other_uid = int(Path(f"/proc/{other.pid}/status").read_text().split("Uid:")[1].split()[0])
     assert other_uid != uid

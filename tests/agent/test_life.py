@@ -49,12 +49,14 @@ def test_a_whole_life(agent: Agent, tiny_kernel: Path) -> None:
     assert agent.put(machine).state == "running"
 
     root = agent.run_dir / "vms" / machine.id / "root"
+    assert (root / "v.sock").is_socket()
     (root / "rootfs.ext4").write_bytes(b"written by the guest")
     machine = changed(machine, power="stopped")
     stopped = agent.put(machine)
     assert (stopped.state, stopped.exit_cause, stopped.pid) == ("stopped", "stopped", None)
     assert agent.vmms() == []
     assert not (root / "api.sock").exists()
+    assert not (root / "v.sock").exists()
 
     machine = changed(machine, power="running", boot=2)
     started = agent.put(machine)

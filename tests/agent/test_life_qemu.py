@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from tests.agent.harness import Agent, until
+from tests.guest.speaking import ask, connect
 from tests.parts import LinuxImages
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root]
@@ -35,6 +36,9 @@ def test_linux_boots_answers_pauses_stops_and_leaves_nothing(
     until("Linux is up", lambda: "nexus-guest ready" in "".join(agent.console(machine.id)), 60)
     address = machine.nics[0].ip.partition("/")[0]
     assert machine.name in until("it answers", lambda: _page(f"http://{address}/"))
+    vsock = agent.run_dir / "vms" / machine.id / "root" / "v.sock"
+    nic = machine.nics[0]
+    assert ("addr", f"eth0,{nic.mac},{nic.ip}") in ask(connect(vsock), "health")
 
     agent.kill()
     agent.start()

@@ -106,6 +106,7 @@ def test_the_config_names_only_relative_paths() -> None:
             "host_dev_name": tap_name(MACHINE.id, 0),
         }
     ]
+    assert config["vsock"] == {"guest_cid": 3, "uds_path": "v.sock"}
 
 
 def test_the_guest_reads_its_network_from_the_command_line() -> None:

@@ -14,6 +14,7 @@
 
 #include "answer.h"
 #include "frame.h"
+#include "memory.h"
 #include "terminal.h"
 #include "user.h"
 
@@ -84,6 +85,7 @@ static _Noreturn void become(const struct request *request, const struct user *u
                              const struct stdio *stdio, int report) {
     struct failure failure = {.step = RUNNING};
     reset_signals();
+    memory_rank(MEMORY_AS_OTHERS);
     setsid();
     if (request->tty)
         ioctl(stdio->in, TIOCSCTTY, 0);

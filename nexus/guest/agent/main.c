@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "listener.h"
+#include "memory.h"
 #include "port.h"
 #include "terminal.h"
 
@@ -50,6 +51,7 @@ static _Noreturn void serve_ports(int port) {
 
 /* Two processes, one a channel: each knows how to wait for its own. */
 static int serve(void) {
+    memory_rank(MEMORY_LAST);
     terminal_prepare();
     int listener = listener_open();
     int port = port_open();
