@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nexus.agent.errors import LOG_TAIL_LINES
-from nexus.api.machines import ExitCause
+from nexus.api.endings import ExitCause
 from nexus.api.vms import VmError
 
 CONSOLE_LINES = 200

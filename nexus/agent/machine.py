@@ -25,8 +25,9 @@ from nexus.agent.process import Vmm
 from nexus.agent.record import Record
 from nexus.agent.restarts import FRESH
 from nexus.agent.tools import Tools
+from nexus.api.endings import LastExit
 from nexus.api.errors import Conflict
-from nexus.api.machines import LastExit, Machine, MachineNicStatus, MachineStatus
+from nexus.api.machines import Machine, MachineNicStatus, MachineStatus
 from nexus.api.vms import VmError
 from nexus.vmm.client import VmmClient
 from nexus.vmm.errors import VmmError, VmmFailure

@@ -7,7 +7,8 @@ from enum import Enum, auto
 from nexus.agent import restarts
 from nexus.agent.record import Phase
 from nexus.agent.restarts import FRESH, Restarts
-from nexus.api.machines import ExitCause, Machine, MachineState
+from nexus.api.endings import ExitCause
+from nexus.api.machines import Machine, MachineState
 from nexus.api.vms import VmError
 
 

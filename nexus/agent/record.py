@@ -10,7 +10,8 @@ from nexus.agent.layout import VmPaths
 from nexus.agent.restarts import FRESH, Restarts
 from nexus.agent.tuning import Told
 from nexus.api.common import Engine, Timestamp
-from nexus.api.machines import ExitCause, LastExit, Machine
+from nexus.api.endings import ExitCause, LastExit
+from nexus.api.machines import Machine
 from nexus.api.vms import VmError
 
 Phase = Literal["new", "configured", "starting", "running", "ended"]

@@ -8,8 +8,7 @@ from datetime import datetime, timedelta
 from pydantic import BaseModel, ConfigDict
 
 from nexus.api.common import Timestamp
-from nexus.api.machines import FAILURES, ExitCause
-from nexus.api.vms import RestartPolicy
+from nexus.api.endings import FAILURES, ExitCause, RestartPolicy
 
 MOST_S = 60.0
 STEADY_S = 300.0

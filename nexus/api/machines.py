@@ -10,7 +10,8 @@ from pydantic import Field
 
 from nexus.api.common import Engine, Sha256, Timestamp, Uuid, VmName, Wire
 from nexus.api.devices import Balloon, DiskMib, DriveId, DriveLimits, NicLimits
-from nexus.api.vms import KernelArgs, RestartPolicy, SshKey, UserData, VmError
+from nexus.api.endings import ExitCause, LastExit, RestartPolicy
+from nexus.api.vms import KernelArgs, SshKey, UserData, VmError
 
 Power = Literal["running", "paused", "stopped"]
 
@@ -23,15 +24,6 @@ MachineState = Literal[
     "stopped",
     "error",
 ]
-
-ExitCause = Literal["guest_poweroff", "stopped", "killed", "crashed", "guest_panic", "guest_reboot"]
-"""How a VMM ended: the guest powered itself off; it was asked to stop and did; it had to be
-killed; it ended by itself with an error or by a signal nobody here sent; the guest's kernel
-panicked, which ends a VMM as cleanly as a power-off does; or the guest rebooted, which Firecracker
-does not tell from a power-off."""
-
-FAILURES: frozenset[ExitCause] = frozenset({"crashed", "guest_panic"})
-"""The endings that nobody wanted."""
 
 
 class Blob(Wire):
@@ -98,14 +90,6 @@ class Machine(Wire):
 class MachineNicStatus(Wire):
     iface: str
     tap: str
-
-
-class LastExit(Wire):
-    """How a machine's VMM last ended."""
-
-    at: Timestamp
-    cause: ExitCause
-    message: str
 
 
 class MachineStatus(Wire):

@@ -24,6 +24,7 @@ from nexus.api.devices import (
     NicCreate,
     NicLimits,
 )
+from nexus.api.endings import Deadline, LastExit, RestartPolicy, Ttl_s
 from nexus.api.images import ImageKind
 
 VmState = Literal[
@@ -43,11 +44,6 @@ WaitState = Literal["configured", "running", "paused", "stopped", "deleted"]
 
 Stage = Literal["place", "disk", "network", "spawn", "configure", "boot", "run"]
 """Where a VM failed: ``run`` is a VMM that ended by itself with an error."""
-
-RestartPolicy = Literal["never", "on-failure", "always"]
-"""What follows when a guest ends without being asked to: ``on-failure`` starts it again after a
-crash or a kernel panic, ``always`` also after it powered itself off or rebooted. What an operator
-stopped stays stopped."""
 
 KernelArgs = Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=1024)]
 SshKey = Annotated[str, StringConstraints(pattern=r"^[ -~]{16,4096}$", strip_whitespace=True)]
@@ -75,6 +71,11 @@ class VmCreate(Wire):
     tags: Tags = Field(default_factory=dict)
     start: Annotated[bool, Field(strict=True)] = True
     """False prepares everything and leaves the VM ``configured``."""
+    restart_policy: RestartPolicy = "never"
+    ttl: Ttl_s | None = None
+    """Seconds from now until the VM is ended and deleted."""
+    expires_at: Deadline | None = None
+    """The same as a time; a VM has one of the two, or stays until somebody deletes it."""
     user_data: UserData | None = None
     ssh_keys: Annotated[list[SshKey], Field(max_length=32)] = Field(default_factory=list)
     rootfs_size_mib: DiskMib | None = None
@@ -95,6 +96,11 @@ class VmUpdate(Wire):
     """The guest gets it as its host name at its next start."""
     tags: Tags = Field(default_factory=dict)
     """All of the VM's tags: those that are not named go."""
+    restart_policy: RestartPolicy = "never"
+    ttl: Ttl_s | None = None
+    """Seconds from now until the VM is ended and deleted; null is never."""
+    expires_at: Deadline | None = None
+    """The same as a time; null is never. One of the two, not both."""
 
 
 class VmImage(Wire):
@@ -172,6 +178,14 @@ class Vm(Wire):
     created_at: Timestamp
     updated_at: Timestamp
     started_at: Timestamp | None
+    restart_policy: RestartPolicy = "never"
+    restarts: int = 0
+    """How often the policy has started it again since somebody last asked for a start."""
+    restart_at: Timestamp | None = None
+    """When the policy will; null when it will not."""
+    last_exit: LastExit | None = None
+    expires_at: Timestamp | None = None
+    """When the VM is ended and deleted; null is never."""
 
 
 class VmEvent(Wire):

@@ -19,6 +19,7 @@ from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.idempotency import Idempotency, prune_for_ever
 from nexus.manager.pipelines import leases
 from nexus.manager.pipelines.builds import BuildPipeline
+from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.hosts import HostPipeline
 from nexus.manager.pipelines.uploads import sweep_uploads
 from nexus.manager.pipelines.vms import VmPipeline
@@ -30,6 +31,7 @@ from nexus.manager.routes import (
     proxy,
     uploads,
     vm_actions,
+    vm_bulk,
     vm_console,
     vm_devices,
     vm_why,
@@ -40,6 +42,7 @@ from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.tokens import ensure_admin_token, lookup_in
 from nexus.manager.services.uploads import Uploads
+from nexus.manager.services.vm_bulk import VmBulk
 from nexus.manager.services.vm_creation import VmCreation
 from nexus.manager.services.vm_devices import VmDevices
 from nexus.manager.services.vms import VmService
@@ -51,6 +54,7 @@ log = structlog.get_logger("manager")
 ROUTERS = (
     health.router,
     vms.router,
+    vm_bulk.router,
     vm_actions.router,
     vm_devices.router,
     vm_console.router,
@@ -72,6 +76,7 @@ def make_runtime(settings: Settings) -> Runtime:
     waiters = Waiters()
     images_service = Images.of(db, settings)
     pipeline = VmPipeline(db, agents, waiters, instance)
+    expiry = ExpiryPipeline(db, pipeline)
     return Runtime(
         settings=settings,
         db=db,
@@ -80,8 +85,10 @@ def make_runtime(settings: Settings) -> Runtime:
         agents=agents,
         waiters=waiters,
         pipeline=pipeline,
-        creation=VmCreation(db, pipeline, settings),
+        expiry=expiry,
+        creation=VmCreation(db, pipeline, expiry, settings),
         vms=VmService(db, pipeline),
+        bulk=VmBulk(db, pipeline, waiters),
         devices=VmDevices(db, pipeline),
         hosts=HostService(db),
         images=images_service,
@@ -127,6 +134,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             tasks.start_soon(runtime.pipeline.run)
             tasks.start_soon(runtime.builds.run)
             tasks.start_soon(sweep_uploads, runtime.uploads)
+            tasks.start_soon(runtime.expiry.run)
             tasks.start_soon(_host_pipeline(runtime).run)
             tasks.start_soon(prune_for_ever, runtime.db)
             yield

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from nexus.api.endings import FAILURES, LastExit
 from nexus.api.errors import InvalidState
-from nexus.api.machines import FAILURES, MachineStatus
+from nexus.api.machines import MachineStatus
 from nexus.api.vms import VmState
 from nexus.manager.db.tables import WantedPower
 
-Action = Literal["start", "stop", "pause", "resume", "delete"]
+Action = Literal["start", "stop", "pause", "resume", "reboot", "delete"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
 
@@ -56,21 +57,38 @@ def decide(action: Action, vm: Situation) -> Wanted | None:
         return _stop(vm)
     if action == "pause":
         return _pause(vm)
-    return _resume(vm)
+    return _reboot(vm) if action == "reboot" else _resume(vm)
 
 
 def _start(vm: Situation) -> Wanted | None:
     if vm.state == "paused" or vm.power == "paused":
         raise InvalidState(f"VM {vm.name!r} is paused", suggestion=f"nexus resume {vm.name}")
-    if vm.state == "stopping":
-        raise InvalidState(
-            f"VM {vm.name!r} is stopping",
-            suggestion=f"wait until it is stopped, or: nexus stop --force {vm.name}",
-        )
-    if vm.power == "running" and vm.state != "error":
+    if vm.power == "running" and vm.state not in ("error", "stopped"):
         return None
+    if vm.state == "stopping":
+        raise _stopping(vm)
     prepared = vm.state in ("requested", "configured") and vm.boot == 0
     return Wanted("running", vm.boot + 1, vm.state if prepared else "requested")
+
+
+def _reboot(vm: Situation) -> Wanted | None:
+    if vm.power == "running" and vm.state in ("requested", "configured", "stopping"):
+        return None  # a boot is on its way
+    if vm.state == "stopping":
+        raise _stopping(vm)
+    if vm.state not in ("running", "paused", "error"):
+        raise InvalidState(
+            f"VM {vm.name!r} is {vm.state}, only one that runs can be rebooted",
+            suggestion=f"nexus start {vm.name}",
+        )
+    return Wanted("running", vm.boot + 1, "requested" if vm.state == "error" else "stopping")
+
+
+def _stopping(vm: Situation) -> InvalidState:
+    return InvalidState(
+        f"VM {vm.name!r} is stopping",
+        suggestion=f"wait until it is stopped, or: nexus stop --force {vm.name}",
+    )
 
 
 def _stop(vm: Situation) -> Wanted | None:
@@ -146,9 +164,25 @@ def settles(status: MachineStatus, power: WantedPower, boot: int) -> bool:
 
 
 def ended_by_itself(status: MachineStatus, power: WantedPower, boot: int) -> bool:
-    """Whether the boot that should run has stopped: from now on ``stopped`` is what is wanted."""
+    """Whether the boot that should run has stopped for good: from now on ``stopped`` is wanted.
+    One that its restart policy starts again has not."""
     wanted_on = power in ("running", "paused") and status.boot >= boot
-    return wanted_on and status.state == "stopped" and not crashed(status, power)
+    ended = status.state == "stopped" and status.restart_at is None
+    return wanted_on and ended and not crashed(status, power)
+
+
+def went_by(status: MachineStatus, known: LastExit | None, after: VmState) -> bool:
+    """Whether the machine ended by itself since it was last heard of, and runs again or tries to:
+    then nothing else tells of that end."""
+    last = status.last_exit
+    if last is None or (known is not None and last.at <= known.at):
+        return False
+    return last.cause not in ("stopped", "killed") and after not in ("stopped", "error")
+
+
+def told(last: LastExit) -> tuple[VmState, str, str]:
+    """The state, the event's word and its sentence for an end that was heard of afterwards."""
+    return ("error" if last.cause in FAILURES else "stopped", _ENDINGS[last.cause][0], last.message)
 
 
 _ENDINGS: dict[str, tuple[str, str]] = {
@@ -157,14 +191,23 @@ _ENDINGS: dict[str, tuple[str, str]] = {
     "killed": ("killed", "the VMM was killed: the guest did not power off in time, or by force"),
     "crashed": ("vmm_crashed", "the VMM ended by itself"),
     "guest_panic": ("guest_panic", "the guest's kernel panicked"),
+    "guest_reboot": ("guest_reboot", "the guest rebooted, which ends its VMM"),
 }
+
+
+def restarted(status: MachineStatus) -> tuple[str, str]:
+    """The event for a boot that its restart policy started again."""
+    times = "once" if status.restarts == 1 else f"{status.restarts} times"
+    return ("restarted", f"started again by its restart policy, {times} since its last start")
 
 
 def reason_for(before: VmState, after: VmState, status: MachineStatus) -> tuple[str, str]:
     """The event's word and sentence for a change that ``status`` tells of."""
     match after:
         case "running":
-            return ("resumed", "resumed") if before == "paused" else ("started", "the VMM runs")
+            if before == "paused":
+                return ("resumed", "resumed")
+            return restarted(status) if status.restarts else ("started", "the VMM runs")
         case "paused":
             return ("paused", "paused")
         case "configured":

@@ -49,6 +49,8 @@ def machine_of(row: VmRow) -> Machine:
         user_data=row.user_data,
         ssh_keys=row.ssh_keys,
         stop_timeout_s=row.stop_timeout_s,
+        restart_policy=row.restart_policy,
+        expires_at=row.expires_at,
     )
 
 
@@ -81,6 +83,7 @@ def apply(session: AsyncSession, row: VmRow, status: MachineStatus, now: datetim
         row.configured_at is None or status.configured_at > row.configured_at
     )
     refused_before = row.devices_error
+    ended_unseen = lifecycle.went_by(status, row.last_exit, after)
     _copy(row, status)
     if newly_configured and status.configured_at and after != "configured":
         _event(
@@ -92,6 +95,12 @@ def apply(session: AsyncSession, row: VmRow, status: MachineStatus, now: datetim
             "configured",
             "disk, network and configuration are ready",
         )
+    if ended_unseen and status.last_exit is not None:
+        state, reason, message = lifecycle.told(status.last_exit)
+        _event(session, SYSTEM, row, status.last_exit.at, state, reason, message)
+        if after == before and status.restarts:
+            again_at = status.started_at or now
+            _event(session, SYSTEM, row, again_at, after, *lifecycle.restarted(status))
     if after != before:
         reason, message = lifecycle.reason_for(before, after, status)
         if before == "unknown":
@@ -180,6 +189,8 @@ def _copy(row: VmRow, status: MachineStatus) -> None:
     row.configured_at = status.configured_at
     row.started_at = status.started_at
     row.observed_at = status.observed_at
+    row.restarts, row.restart_at = status.restarts, status.restart_at
+    row.last_exit = status.last_exit
     row.devices_error = status.devices_error
 
 

@@ -11,11 +11,13 @@ from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
 from nexus.manager.pipelines.builds import BuildPipeline
+from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.security import Permission, Principal
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.uploads import Uploads
+from nexus.manager.services.vm_bulk import VmBulk
 from nexus.manager.services.vm_creation import VmCreation
 from nexus.manager.services.vm_devices import VmDevices
 from nexus.manager.services.vms import VmService
@@ -36,8 +38,10 @@ class Runtime:
     agents: Agents
     waiters: Waiters
     pipeline: VmPipeline
+    expiry: ExpiryPipeline
     creation: VmCreation
     vms: VmService
+    bulk: VmBulk
     devices: VmDevices
     hosts: HostService
     images: Images

@@ -10,8 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from nexus.agent import restarts
 from nexus.agent.plan import Seen, Step, plan, restart_at
 from nexus.agent.restarts import FRESH, MOST_S, STEADY_S
-from nexus.api.machines import FAILURES, Blob, ExitCause, Machine
-from nexus.api.vms import RestartPolicy
+from nexus.api.endings import FAILURES, ExitCause, RestartPolicy
+from nexus.api.machines import Blob, Machine
 from nexus.ids import new_id
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

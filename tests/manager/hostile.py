@@ -104,6 +104,13 @@ BAD_VM_FIELDS: dict[str, list[Any]] = {
         {"deflate_on_oom": 1}, {"stats_interval_s": -1}, {"amount_mib": 1},
     ],
     "rootfs_size_mib": [0, -1, HUGE, 2**40, "1", 1.5, True, [], {}],
+    "count": [0, -1, 1001, HUGE, "2", 1.5, True, [], {}],
+    "ttl": [0, -1, HUGE, "60", 1.5, True, [], {}],
+    "expires_at": [
+        "", "soon", "2030-01-01", "2001-01-01T00:00:00Z", "0001-01-01T00:00:00+23:59",
+        "9999-12-31T23:59:59-23:59", "2030-01-01T00:00:00", 1893456000, "1893456000", True, [], {},
+    ],
+    "restart_policy": ["", "sometimes", "ALWAYS", 1, True, None, [], {}],
     "rootfs_limits": [1, [], {"iops": 0}, {"iops": HUGE}, {"x": 1}],
 }  # fmt: skip
 
@@ -131,6 +138,16 @@ BAD_DEVICE_CHANGES: list[tuple[str, Any]] = [
     ],
     ("/balloon?wait=soon", {"target_mib": 1}),
     ("/balloon?wait=applied&timeout_s=nan", {"target_mib": 1}),
+]  # fmt: skip
+
+BAD_VM_ACTIONS: list[Any] = [
+    {}, {"action": "stop"}, {"action": "explode", "ids": ["a"]}, {"action": "stop", "ids": []},
+    {"action": "stop", "ids": ["..", "%00"]}, {"action": "stop", "ids": "a"},
+    {"action": "stop", "ids": ["a"] * 1001}, {"action": "stop", "selector": {}},
+    {"action": "stop", "selector": {"a b": "c"}}, {"action": "stop", "selector": {"a": "\n"}},
+    {"action": "stop", "ids": ["a"], "selector": {"a": "b"}}, {"ids": ["a"]}, [], 1, None,
+    {"action": "stop", "ids": ["a"], "stop_timeout_s": HUGE},
+    {"action": "stop", "ids": ["a"], "force": 1}, {"action": "stop", "ids": ["a"], "x": 1},
 ]  # fmt: skip
 
 BAD_IMAGE_PATHS: list[Any] = [
@@ -386,9 +403,19 @@ def hostile_requests(vm: str, image_id: str) -> list[Hostile]:
     made += [Hostile("POST", "/v1/images", headers, b'{"x": 1}') for headers in BAD_HEADERS]
     made += [
         Hostile("PATCH", f"/v1/vms/{vm}", [*JSON], json.dumps({name: value}).encode())
-        for name in ("name", "tags", "id", "project", "drives")
+        for name in ("name", "tags", "id", "project", "drives", "restart_policy")
         for value in [*BAD_VM_FIELDS[name], None]
     ]
+    made += [
+        Hostile("PATCH", f"/v1/vms/{vm}", [*JSON], json.dumps({name: value}).encode())
+        for name in ("ttl", "expires_at")
+        for value in BAD_VM_FIELDS[name]
+    ]
+    made += [
+        Hostile("POST", "/v1/vms/actions", [*JSON], json.dumps(body).encode())
+        for body in BAD_VM_ACTIONS
+    ]
+    made += [Hostile("POST", "/v1/vms/actions", [*JSON], body) for body in BAD_BODIES]
     made += [Hostile("PATCH", f"/v1/vms/{vm}", [*JSON], body) for body in BAD_BODIES]
     made += [
         Hostile("DELETE", f"/v1/vms/{vm}", [("if-match", value)]) for value in BAD_PRECONDITIONS

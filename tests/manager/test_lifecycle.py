@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nexus.api.endings import ExitCause
 from nexus.api.errors import AddressPoolExhausted, InvalidState, NoCapacity
 from nexus.api.hosts import HostNetwork
-from nexus.api.machines import ExitCause, MachineState, MachineStatus
+from nexus.api.machines import MachineState, MachineStatus
 from nexus.api.vms import VmState
 from nexus.ids import new_id
 from nexus.manager import ipam, lifecycle, scheduler
@@ -41,6 +42,7 @@ statuses = st.builds(
     started_at=st.none(),
     exited_at=st.none(),
     exit_cause=st.sampled_from([None, *get_args(ExitCause)]),
+    restart_at=st.sampled_from([None, NOW]),
     error=st.none(),
     observed_at=st.just(NOW),
 )
@@ -66,16 +68,17 @@ def test_an_action_is_decided_or_refused_with_a_cure(vm: Situation, action: Acti
         "stop": "stopped",
         "pause": "paused",
         "resume": "running",
+        "reboot": "running",
         "delete": "deleted",
     }
     assert wanted.power == goal[action]
-    assert wanted.boot == vm.boot + (1 if action == "start" else 0)
+    assert wanted.boot == vm.boot + (1 if action in ("start", "reboot") else 0)
     assert vm.power != "deleted", "nothing comes back from deletion"
 
 
 @given(situations)
 def test_asking_twice_is_asking_once(vm: Situation) -> None:
-    for action in ("start", "pause", "resume", "delete"):
+    for action in ("start", "pause", "resume", "reboot", "delete"):
         try:
             wanted = decide(action, vm)
         except InvalidState:
@@ -104,6 +107,12 @@ def test_a_vm_can_always_be_deleted(vm: Situation) -> None:
         ("pause", "running", "running", 1, ("paused", 1, "running")),
         ("resume", "paused", "paused", 1, ("running", 1, "paused")),
         ("delete", "unknown", "running", 1, ("deleted", 1, "deleting")),
+        ("reboot", "running", "running", 1, ("running", 2, "stopping")),
+        ("reboot", "paused", "paused", 1, ("running", 2, "stopping")),
+        ("reboot", "error", "running", 1, ("running", 2, "requested")),
+        ("reboot", "requested", "running", 1, None),
+        ("start", "stopping", "running", 2, None),
+        ("start", "stopped", "running", 1, ("running", 2, "requested")),
         ("start", "running", "running", 1, None),
         ("stop", "stopped", "stopped", 1, None),
     ],
@@ -126,6 +135,7 @@ def test_the_table(
         ("resume", "stopped", "nexus start vm"),
         ("start", "paused", "nexus resume vm"),
         ("pause", "unknown", "nexus host ls"),
+        ("reboot", "stopped", "nexus start vm"),
     ],
 )
 def test_refusals_say_what_to_do(action: Action, state: VmState, suggestion: str) -> None:
@@ -148,6 +158,7 @@ def test_an_observation_never_shows_the_past(
         assert state == "stopping"
     if lifecycle.ended_by_itself(status, power, boot):
         assert settles(status, power, boot)
+        assert status.restart_at is None
 
 
 @given(

@@ -24,6 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column
 
 from nexus.api.common import Engine
 from nexus.api.devices import ROOT_DRIVE, Balloon, DriveLimits
+from nexus.api.endings import LastExit, RestartPolicy
 from nexus.api.hosts import Capacity, HostNetwork, HostState
 from nexus.api.images import BuildState, ImageFormat, ImageKind, ImageRecipe
 from nexus.api.vms import VmError, VmState
@@ -166,6 +167,12 @@ class VmRow(Leased, Base):
             sqlite_where=text("unsettled"),
             postgresql_where=text("unsettled"),
         ),
+        Index(
+            "ix_vms_expires",
+            "expires_at",
+            sqlite_where=text("power <> 'deleted' AND expires_at IS NOT NULL"),
+            postgresql_where=text("power <> 'deleted' AND expires_at IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -194,6 +201,12 @@ class VmRow(Leased, Base):
     user_data: Mapped[str | None] = mapped_column(Text)
     ssh_keys: Mapped[list[str]] = mapped_column(Typed(list[str]))
 
+    restart_policy: Mapped[RestartPolicy] = mapped_column(
+        String(16), default="never", server_default="never"
+    )
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When it is to be deleted."""
+
     power: Mapped[WantedPower] = mapped_column(String(16))
     boot: Mapped[int] = mapped_column(Integer)
     generation: Mapped[int] = mapped_column(Integer)
@@ -215,6 +228,9 @@ class VmRow(Leased, Base):
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     observed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """When the agent saw what the observed columns say."""
+    restarts: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    restart_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_exit: Mapped[LastExit | None] = mapped_column(Typed(LastExit))
     devices_error: Mapped[VmError | None] = mapped_column(Typed(VmError))
     """Why the VMM that runs did not take what is wanted of its devices."""
 

@@ -5,8 +5,12 @@ from typing import Annotated
 from fastapi import Path, Query
 
 from nexus.api.common import Uuid, VmName
+from nexus.api.vms import WaitState
+from nexus.manager.security import Principal, require
 
 VmRef = Annotated[VmName, Path(description="A VM's id, or its name.")]
+Writer = Annotated[Principal, require("vms:write")]
+Wait = Annotated[WaitState | None, Query(description="Answer when the VM is so.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many items.")]
 IdCursor = Annotated[Uuid | None, Query(description="``next_cursor`` of the page before.")]
 Wait_s = Annotated[

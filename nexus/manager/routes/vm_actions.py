@@ -1,4 +1,4 @@
-"""``/v1/vms/{id}/start|stop|pause|resume`` and ``DELETE /v1/vms/{id}``."""
+"""``/v1/vms/{id}/start|stop|reboot|pause|resume`` and ``DELETE /v1/vms/{id}``."""
 
 from typing import Annotated
 
@@ -8,15 +8,20 @@ from nexus.api.common import Ok
 from nexus.api.vms import Vm, WaitState
 from nexus.manager.keys import Done
 from nexus.manager.lifecycle import Action
-from nexus.manager.routes.parts import STOP_TIMEOUT_S, WAIT_S, StopTimeout_s, VmRef, Wait_s
+from nexus.manager.routes.parts import (
+    STOP_TIMEOUT_S,
+    WAIT_S,
+    StopTimeout_s,
+    VmRef,
+    Wait,
+    Wait_s,
+    Writer,
+)
 from nexus.manager.runtime import Nexus, Runtime, caller_of
-from nexus.manager.security import Principal, require
+from nexus.manager.security import Principal
 from nexus.manager.services.waits import explain, has_reached, wait_for
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"])
-
-Writer = Annotated[Principal, require("vms:write")]
-Wait = Annotated[WaitState | None, Query(description="Answer when the VM is so.")]
 
 LONGEST_WAIT_S = 600.0
 
@@ -51,6 +56,27 @@ async def stop(
     grace_s = 0.0 if force else timeout_s
     wait_s = min(LONGEST_WAIT_S, timeout_s + 50)
     return await _act(nexus, request, principal, "stop", ref, wait, wait_s, stop_timeout_s=grace_s)
+
+
+@router.post("/{ref}/reboot")
+async def reboot(
+    ref: VmRef,
+    request: Request,
+    nexus: Nexus,
+    principal: Writer,
+    wait: Wait = None,
+    timeout_s: StopTimeout_s = STOP_TIMEOUT_S,
+    force: Annotated[bool, Query(description="Kill the VMM at once.")] = False,
+) -> Ok:
+    """Stops a VM as ``stop`` does and boots it again.
+
+    ``wait`` holds for ``timeout_s`` and 50 s more.
+    """
+    grace_s = 0.0 if force else timeout_s
+    wait_s = min(LONGEST_WAIT_S, timeout_s + 50)
+    return await _act(
+        nexus, request, principal, "reboot", ref, wait, wait_s, stop_timeout_s=grace_s
+    )
 
 
 @router.post("/{ref}/pause")

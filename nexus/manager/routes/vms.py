@@ -107,7 +107,8 @@ async def update(
 ) -> Response:
     """Renames a VM or replaces its tags. Its guest has the new host name from its next start."""
     caller = caller_of(request, principal, "vms:write")
-    return item(request, await vm_update.update(nexus.db, ref, body, caller))
+    vm = await vm_update.update(nexus.db, nexus.pipeline, nexus.expiry, ref, body, caller)
+    return item(request, vm)
 
 
 @router.get("/{ref}/events")

@@ -1,7 +1,7 @@
 """Making VMs: one, or many alike, with everything decided in one transaction."""
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from ipaddress import IPv4Address
 
 from sqlalchemy import func, select
@@ -19,8 +19,10 @@ from nexus.manager.config import Settings
 from nexus.manager.db.columns import StoredNic
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, IpAddressRow, VmRow
+from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.services.hosts import is_healthy
+from nexus.manager.services.vm_expiry import deadline
 from nexus.manager.services.vm_images import VmImages, choose
 from nexus.manager.services.vms import to_vm
 from nexus.manager.uow import Caller, UnitOfWork, change
@@ -32,9 +34,12 @@ _ATTEMPTS = 5
 class VmCreation:
     """The rules of a VM's first moment. Nothing happens on a host before the rows are there."""
 
-    def __init__(self, db: Database, pipeline: VmPipeline, settings: Settings) -> None:
+    def __init__(
+        self, db: Database, pipeline: VmPipeline, expiry: ExpiryPipeline, settings: Settings
+    ) -> None:
         self.db = db
         self.pipeline = pipeline
+        self.expiry = expiry
         self.settings = settings
 
     async def create(self, request: VmCreate, caller: Caller) -> list[Vm]:
@@ -44,6 +49,7 @@ class VmCreation:
         there is no row.
         """
         devices.check(request)
+        deadline(datetime.now(UTC), request.ttl, request.expires_at)
         names = names_of(request)
         for _ in range(_ATTEMPTS):
             try:
@@ -55,6 +61,8 @@ class VmCreation:
                 continue  # another manager took an address: choose again
             for row in rows:
                 self.pipeline.begin(row)
+            if rows[0].expires_at is not None:
+                self.expiry.hint()
             return [to_vm(row) for row in rows]
         raise Conflict("addresses are handed out too fast to get one", suggestion="try again")
 
@@ -177,6 +185,8 @@ def _new_row(
         tags=request.tags,
         user_data=request.user_data,
         ssh_keys=request.ssh_keys,
+        restart_policy=request.restart_policy,
+        expires_at=deadline(unit.at, request.ttl, request.expires_at),
         power="running" if request.start else "stopped",
         boot=1 if request.start else 0,
         generation=1,

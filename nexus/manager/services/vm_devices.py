@@ -7,7 +7,7 @@ the agent tells a VMM that runs what is new to it. A VM that does not run has it
 from nexus.api.devices import ROOT_DRIVE, BalloonChange, DriveChange, NicChange
 from nexus.api.errors import Conflict, InvalidState, NexusError, NoCapacity, VmmFault
 from nexus.api.vms import Vm
-from nexus.manager import devices
+from nexus.manager import devices, wanting
 from nexus.manager.db.columns import StoredDrive
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow
@@ -83,11 +83,7 @@ class VmDevices:
         return to_vm(row)
 
     def _want(self, unit: UnitOfWork, row: VmRow, reason: str, message: str) -> None:
-        row.generation += 1
-        row.wanted_by, row.wanted_in = unit.caller.actor, unit.caller.request_id
-        row.unsettled, row.next_attempt_at, row.attempts = True, unit.at, 0
-        row.updated_at = unit.at
-        unit.event(row, row.state, reason, message)
+        wanting.change(unit, row, reason, message)
         self.pipeline.take(row, unit.at)
 
 

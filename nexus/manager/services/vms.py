@@ -7,21 +7,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import NotFound
 from nexus.api.vms import Vm, VmEvent, VmImage, VmNic
-from nexus.manager import devices, etags, keys, lifecycle
+from nexus.manager import devices, etags, keys, lifecycle, wanting
 from nexus.manager.db.columns import StoredImage
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import VmEventRow, VmRow
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.services.vm_filter import NO_FILTER, VmFilter
 from nexus.manager.uow import Caller, UnitOfWork, change
-
-_VERB = {
-    "start": "starting",
-    "stop": "stopping",
-    "pause": "pausing",
-    "resume": "resuming",
-    "delete": "deleting",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +45,12 @@ class VmService:
         """
         async with change(self.db, caller, f"vm.{action}", target=ref) as unit:
             row = await find_for(unit, ref)
-            wanted = lifecycle.decide(
-                action,
-                lifecycle.Situation(row.name, row.state, row.power, row.boot, not row.unsettled),
-            )
-            unit.before = {"power": row.power, "boot": row.boot, "state": row.state}
-            if wanted is not None:
-                row.power, row.boot = wanted.power, wanted.boot
-                row.generation += 1
-                if stop_timeout_s is not None:
-                    row.stop_timeout_s = stop_timeout_s
-                row.wanted_by, row.wanted_in = caller.actor, caller.request_id
-                row.unsettled, row.next_attempt_at, row.attempts = True, unit.at, 0
-                row.updated_at = unit.at
-                if row.state != wanted.state:
-                    row.state, row.error = wanted.state, None
-                    unit.event(row, wanted.state, f"{action}_requested", _VERB[action])
+            unit.before = wanting.shown(row)
+            changed = wanting.act(unit, row, action, stop_timeout_s=stop_timeout_s)
+            if changed:
                 self.pipeline.take(row, unit.at)
-            unit.after = {"power": row.power, "boot": row.boot, "state": row.state}
-        if wanted is not None:
+            unit.after = wanting.shown(row)
+        if changed:
             self.pipeline.begin(row)
         return to_vm(row)
 
@@ -192,6 +171,11 @@ def to_vm(row: VmRow) -> Vm:
         created_at=row.created_at,
         updated_at=row.updated_at,
         started_at=row.started_at,
+        restart_policy=row.restart_policy,
+        restarts=row.restarts,
+        restart_at=row.restart_at,
+        last_exit=row.last_exit,
+        expires_at=row.expires_at,
     )
 
 
