@@ -133,6 +133,18 @@ class Edge:
             )
 
 
+def body_of(request_id: str, error: NexusError) -> ErrorBody:
+    """An error as the envelope's content, for streams that cannot send an HTTP answer."""
+    return ErrorBody(
+        error=error.code,
+        message=_printable(error.message),
+        fault_message=error.fault_message,
+        status=error.status,
+        suggestion=error.suggestion,
+        request_id=request_id,
+    )
+
+
 def envelope(
     request_id: str,
     status: int,
@@ -325,6 +337,9 @@ def server(app: App, *, drain_s: int = 3) -> uvicorn.Server:
         loop="uvloop",
         http=HttpProtocol,
         ws="websockets-sansio",
+        ws_max_size=MAX_BODY_BYTES,
+        # A side that waits for a slow reader does not read pongs either: that is no dead peer.
+        ws_ping_timeout=None,
         lifespan="on",
         log_config=None,
         access_log=False,

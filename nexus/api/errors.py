@@ -30,6 +30,8 @@ ErrorCode = Literal[
     "timed_out",
     "client_closed_request",
     "vmm_fault",
+    "guest_agent_missing",
+    "guest_fault",
     "host_unreachable",
     "internal",
 ]
@@ -41,7 +43,7 @@ class ErrorBody(Wire):
     error: ErrorCode
     message: str
     fault_message: str | None = None
-    """The VMM's own words, when it was the VMM that refused."""
+    """The VMM's own words, or the guest's, when it was one of them that refused."""
     status: int
     suggestion: str | None = None
     """What to do or type next."""
@@ -158,6 +160,27 @@ class HostUnreachable(NexusError):
 class VmmFault(NexusError):
     code = "vmm_fault"
     status = 400
+
+
+class GuestAgentMissing(NexusError):
+    """Nothing in the guest answers Nexus: another image, or it is still booting."""
+
+    code = "guest_agent_missing"
+    status = 409
+
+
+class GuestFault(NexusError):
+    """The guest refused; ``fault_message`` begins with its errno's name: ``ENOENT: …``."""
+
+    code = "guest_fault"
+    status = 409
+
+
+class ClientLeft(NexusError):
+    """Whoever asked went away before there was an answer; nobody reads this one."""
+
+    code = "client_closed_request"
+    status = 499
 
 
 _BY_STATUS: dict[int, ErrorCode] = {
