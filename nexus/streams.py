@@ -13,7 +13,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from nexus.api.common import Wire
-from nexus.api.errors import NexusError, PayloadTooLarge, TimedOut, ValidationFailed
+from nexus.api.errors import (
+    ClientLeft,
+    NexusError,
+    PayloadTooLarge,
+    TimedOut,
+    ValidationFailed,
+)
 from nexus.api.guest import ExecFailed, ExecStart
 from nexus.httpd import BodyBound, body_of
 
@@ -51,9 +57,21 @@ def upload(max_bytes: int) -> Callable[[Request], Awaitable[AsyncIterator[bytes]
         bound = request.state.body_bound
         if isinstance(bound, BodyBound):
             bound.max_bytes = max_bytes
-        return request.stream()
+        return _content(request)
 
     return body
+
+
+async def _content(request: Request) -> AsyncIterator[bytes]:
+    """Raises ClientLeft when the sender goes before its end, PayloadTooLarge beyond the bound."""
+    try:
+        async for chunk in request.stream():
+            if chunk:
+                yield chunk
+    except ClientDisconnect as error:
+        raise ClientLeft("the sender left before the end of the file") from error
+    except HTTPException as error:
+        raise PayloadTooLarge(str(error.detail)) from error
 
 
 async def drain(body: AsyncIterator[bytes]) -> None:
@@ -62,8 +80,8 @@ async def drain(body: AsyncIterator[bytes]) -> None:
         try:
             async for _ in body:
                 pass
-        except (ClientDisconnect, HTTPException, RuntimeError):
-            # Gone, beyond the bound, or read to its end already: there is nothing left to wait for.
+        except NexusError:
+            # Gone, or beyond the bound: there is nobody left to wait for.
             return
 
 
@@ -74,17 +92,15 @@ class Download(StreamingResponse):
     whole.
     """
 
+    media_type = MEDIA_TYPE
+
     def __init__(
         self,
         content: AsyncIterator[bytes],
         close: Callable[[], Awaitable[None]],
         headers: Mapping[str, str],
     ) -> None:
-        super().__init__(
-            content,
-            media_type=MEDIA_TYPE,
-            headers={"x-content-type-options": "nosniff", **headers},
-        )
+        super().__init__(content, headers={"x-content-type-options": "nosniff", **headers})
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,14 +3,16 @@
 import hmac
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path as PathToSocket
 from typing import Annotated
 
 import anyio
 from fastapi import FastAPI, Path, Query, Request, Response, WebSocket
 from fastapi.responses import StreamingResponse
+from starlette.requests import HTTPConnection
 
 from nexus import httpd
-from nexus.agent import console, events, logs, proxy
+from nexus.agent import console, events, guest_routes, logs, proxy
 from nexus.agent.events import Feed
 from nexus.agent.fleet import Fleet
 from nexus.agent.follow import FileWatch, follow
@@ -19,7 +21,7 @@ from nexus.agent.layout import Layout, is_vm_id
 from nexus.agent.settings import Settings
 from nexus.agent.tools import Tools
 from nexus.api.common import Ok, Page, Uuid
-from nexus.api.errors import BadRequest, NotFound, PathRefused
+from nexus.api.errors import BadRequest, InvalidState, NotFound, PathRefused
 from nexus.api.hosts import Capacity, Inventory
 from nexus.api.machines import Machine, MachineStatus
 from nexus.api.vms import LogChunk, LogSource
@@ -50,14 +52,26 @@ def make_app(settings: Settings, tools: Tools, feed: Feed) -> httpd.App:
     _add_vm_routes(app, feed)
     _add_log_routes(app, watch)
     _add_proxy(app)
+    guest_routes.add(app, _guest_socket)
     if settings.token is not None and not settings.bind.startswith("unix:"):
         return TokenGate(app, settings.token)
     return app
 
 
-def _fleet(request: Request | WebSocket) -> Fleet:
+def _fleet(request: HTTPConnection) -> Fleet:
     fleet: Fleet = request.app.state.fleet
     return fleet
+
+
+def _guest_socket(connection: HTTPConnection, vm_id: str) -> PathToSocket:
+    """The way into a guest that runs. Raises NotFound, or InvalidState."""
+    machine = _fleet(connection).get(vm_id)
+    state = machine.status().state
+    if state == "paused":
+        raise InvalidState("the VM is paused", suggestion="nexus resume NAME")
+    if state != "running":
+        raise InvalidState(f"the VM is {state}", suggestion="nexus start NAME")
+    return machine.paths.vsock
 
 
 def _add_host_routes(app: FastAPI, settings: Settings, tools: Tools) -> None:

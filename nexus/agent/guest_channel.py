@@ -4,12 +4,15 @@ The handshake is Firecracker's: ``CONNECT port``, answered ``OK number``; nexus-
 same (docs/guest-agent.md). One connection carries one operation.
 """
 
+import asyncio
+import re
+import socket
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
-from anyio.abc import ByteStream
 
 from nexus.agent.guest_frames import (
     FAILED,
@@ -30,18 +33,18 @@ from nexus.vmm.wire import connectable
 PORT = 1024
 CONNECT_TIMEOUT_S = 10.0
 """A guest that has an agent accepts within a fraction of it, also under emulation."""
-CLOSE_TIMEOUT_S = 2.0
-MAX_GREETING_BYTES = 64
+MAX_GREETING_BYTES = 32
 _READ_BYTES = 65536
 
 
 class Channel:
     """An open connection: frames both ways. One task may send while another receives."""
 
-    def __init__(self, stream: ByteStream, rest: bytes) -> None:
-        self._stream = stream
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
         self._decoder = Decoder()
-        self._ready = list(self._decoder.feed(rest))
+        self._ready: deque[Frame] = deque()
 
     async def request(self, fields: Fields) -> None:
         """Says what is to be done. Raises ValidationFailed when that is too long for a frame."""
@@ -56,8 +59,8 @@ class Channel:
     async def send(self, frame: Frame) -> None:
         """Waits while the guest does not read. Raises GuestFault when the guest is gone."""
         try:
-            await self._stream.send(frame.encode())
-        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            await self._loop.sock_sendall(self._connection, frame.encode())
+        except OSError as error:
             raise _gone() from error
 
     async def send_input(self, data: bytes) -> None:
@@ -69,67 +72,56 @@ class Channel:
         """The next frame. Raises GuestFault when the guest reports a failure or goes away."""
         while not self._ready:
             try:
-                data = await self._stream.receive(_READ_BYTES)
-                self._ready = list(self._decoder.feed(data))
+                data = await self._loop.sock_recv(self._connection, _READ_BYTES)
+                self._ready.extend(self._decoder.feed(data))
             except BadFrame as error:
                 raise nonsense(str(error)) from error
-            except (
-                OSError,
-                anyio.EndOfStream,
-                anyio.BrokenResourceError,
-                anyio.ClosedResourceError,
-            ) as error:
+            except OSError as error:
                 raise _gone() from error
-        frame = self._ready.pop(0)
+            if not data:
+                raise _gone()
+        frame = self._ready.popleft()
         if frame.kind == FAILED:
             raise failure(frame.payload)
         return frame
 
 
 @asynccontextmanager
-async def open_channel(socket: Path) -> AsyncIterator[Channel]:
+async def open_channel(path: Path) -> AsyncIterator[Channel]:
     """A connection to the guest's agent. Closing it ends what the guest does for it.
 
     Raises GuestAgentMissing when nobody in the guest answers.
     """
-    try:
-        with anyio.fail_after(CONNECT_TIMEOUT_S):
-            with connectable(socket) as name:
-                stream = await anyio.connect_unix(name)
-            try:
-                rest = await _shake_hands(stream)
-            except BaseException:
-                await _close(stream)
-                raise
-    except (TimeoutError, OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
-        raise GuestAgentMissing(
-            "no guest agent answers in this VM",
-            suggestion="use an image with Nexus' guest agent, such as busybox; "
-            "or wait until it has booted: nexus logs NAME",
-        ) from error
-    try:
-        yield Channel(stream, rest)
-    finally:
-        await _close(stream)
+    # A bare socket: what a guest said before it closed can be read from it even when sending
+    # failed, which streams of asyncio do not grant.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        try:
+            with anyio.fail_after(CONNECT_TIMEOUT_S), connectable(path) as name:
+                await asyncio.get_running_loop().sock_connect(connection, name)
+                await _shake_hands(connection)
+        except (TimeoutError, OSError, ValueError) as error:
+            raise GuestAgentMissing(
+                "no guest agent answers in this VM",
+                suggestion="use an image with Nexus' guest agent, such as busybox; "
+                "or wait until it has booted: nexus logs NAME",
+            ) from error
+        yield Channel(connection)
 
 
-async def _shake_hands(stream: ByteStream) -> bytes:
-    """Asks for the agent's port; returns what came behind the greeting."""
-    await stream.send(f"CONNECT {PORT}\n".encode())
-    seen = b""
-    while b"\n" not in seen:
-        if len(seen) > MAX_GREETING_BYTES:
-            raise anyio.EndOfStream
-        seen += await stream.receive(_READ_BYTES)
-    greeting, _, rest = seen.partition(b"\n")
-    if not greeting.startswith(b"OK "):
-        raise anyio.EndOfStream
-    return rest
-
-
-async def _close(stream: ByteStream) -> None:
-    with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_S):
-        await stream.aclose()
+async def _shake_hands(connection: socket.socket) -> None:
+    """Asks for the agent's port. Raises ValueError when something else answers, or nobody."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(connection, f"CONNECT {PORT}\n".encode())
+    greeting = b""
+    # Byte by byte: what follows the line belongs to the channel.
+    while not greeting.endswith(b"\n") and len(greeting) < MAX_GREETING_BYTES:
+        byte = await loop.sock_recv(connection, 1)
+        if not byte:
+            break
+        greeting += byte
+    if not re.fullmatch(rb"OK \d{1,10}\n", greeting):
+        raise ValueError(f"{greeting!r} instead of OK")
 
 
 def failure(payload: bytes) -> NexusError:

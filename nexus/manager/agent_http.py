@@ -65,7 +65,7 @@ class AgentHttp:
         path: str,
         *,
         timeout_s: float,
-        content: bytes | None = None,
+        content: bytes | AsyncIterator[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> Answer:
@@ -88,7 +88,7 @@ class AgentHttp:
         path: str,
         *,
         silence_s: float | None,
-        content: bytes | None = None,
+        content: bytes | AsyncIterator[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> AsyncIterator[httpcore.Response]:

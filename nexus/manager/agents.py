@@ -5,13 +5,15 @@ import json
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
+import anyio
 import httpcore
 from pydantic import TypeAdapter, ValidationError
 from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import InvalidHandshake
 
-from nexus.api.common import Wire
+from nexus.api.common import Page, Wire
 from nexus.api.errors import ErrorBody, HostUnreachable, NexusError, NotFound
+from nexus.api.guest import GuestEntry, GuestFile, GuestInfo, Written
 from nexus.api.hosts import Capacity, Inventory
 from nexus.api.machines import AgentEvent, Machine, MachineStatus
 from nexus.api.vms import LogChunk, LogSource
@@ -21,6 +23,10 @@ ANSWER_TIMEOUT_S = 45.0
 """A PUT or DELETE answers within 30 s."""
 LOOK_TIMEOUT_S = 5.0
 """For questions that need no work: inventory, health, capacity."""
+STALL_TIMEOUT_S = 90.0
+"""How long a file's transfer may stand still; the agent itself gives up after 60 s."""
+CLOSE_TIMEOUT_S = 2.0
+"""How long the agent may take to answer that a WebSocket is closed."""
 SILENCE_S = 60.0
 """The event stream has pings; this long without any means that the host is gone."""
 
@@ -110,30 +116,65 @@ class Agent:
     @contextlib.asynccontextmanager
     async def console(self, vm_id: str) -> AsyncIterator[ClientConnection]:
         """A WebSocket to a VM's serial console, binary both ways."""
-        path = f"/agent/v1/vms/{vm_id}/console"
-        try:
-            if self._socket:
-                opening = unix_connect(
-                    self._socket, uri=f"ws://agent{path}", open_timeout=LOOK_TIMEOUT_S
-                )
-            else:
-                opening = connect(
-                    "ws" + self.url.removeprefix("http") + path,
-                    open_timeout=LOOK_TIMEOUT_S,
-                    additional_headers=self._headers,
-                    proxy=None,
-                )
-            connection = await opening
-        except InvalidHandshake as error:
-            raise NotFound(
-                "the agent gives no console for this VM", suggestion="nexus start NAME"
-            ) from error
-        except (OSError, TimeoutError) as error:
-            raise unreachable(self.url, error) from error
-        try:
+        refusal = NotFound("the agent gives no console for this VM", suggestion="nexus start NAME")
+        async with self._websocket(f"/agent/v1/vms/{vm_id}/console", refusal) as connection:
             yield connection
-        finally:
-            await connection.close()
+
+    @contextlib.asynccontextmanager
+    async def exec(self, vm_id: str) -> AsyncIterator[ClientConnection]:
+        """A WebSocket for one program in a VM's guest, as docs/exec.md describes it."""
+        refusal = HostUnreachable(
+            f"the agent at {self.url} runs no programs in guests",
+            suggestion="bring manager and agent to the same version",
+        )
+        async with self._websocket(f"/agent/v1/vms/{vm_id}/exec", refusal) as connection:
+            yield connection
+
+    async def guest(self, vm_id: str) -> GuestInfo:
+        """What the agent inside a VM says. Raises NexusError when none answers."""
+        return self._read(GuestInfo, await self._ask("GET", f"/agent/v1/vms/{vm_id}/guest"))
+
+    async def stat_file(self, vm_id: str, path: str) -> GuestFile:
+        answer = await self._ask("GET", f"/agent/v1/vms/{vm_id}/files/stat", params={"path": path})
+        return self._read(GuestFile, answer)
+
+    async def list_files(self, vm_id: str, path: str) -> list[GuestEntry]:
+        answer = await self._ask("GET", f"/agent/v1/vms/{vm_id}/files/list", params={"path": path})
+        return self._read(Page[GuestEntry], answer).items
+
+    async def make_directory(self, vm_id: str, path: str, mode: str) -> None:
+        await self._ask(
+            "POST", f"/agent/v1/vms/{vm_id}/files/mkdir", params={"path": path, "mode": mode}
+        )
+
+    async def put_file(
+        self, vm_id: str, path: str, mode: str, content: AsyncIterator[bytes]
+    ) -> Written:
+        """Sends a file into a guest as it comes; what ``content`` raises is passed on."""
+        answer = await self._ask(
+            "PUT",
+            f"/agent/v1/vms/{vm_id}/files",
+            content=content,
+            headers={"content-type": "application/octet-stream"},
+            params={"path": path, "mode": mode},
+            timeout_s=STALL_TIMEOUT_S,
+        )
+        return self._read(Written, answer)
+
+    @contextlib.asynccontextmanager
+    async def get_file(
+        self, vm_id: str, path: str
+    ) -> AsyncIterator[tuple[dict[str, str], AsyncIterator[bytes]]]:
+        """A guest's file: the headers that tell of it, and its content as it comes."""
+        async with self._stream(
+            f"/agent/v1/vms/{vm_id}/files", params={"path": path}, silence_s=STALL_TIMEOUT_S
+        ) as answer:
+            headers = {
+                name.decode("latin-1").lower(): value.decode("latin-1")
+                for name, value in answer.headers
+                if name.lower().startswith(b"x-nexus-")
+            }
+            yield headers, self._chunks(answer)
 
     async def proxy(
         self, vm_id: str, method: str, path: str, body: bytes, content_type: str | None
@@ -158,12 +199,47 @@ class Agent:
     async def _look(self, what: str) -> Answer:
         return await self._ask("GET", f"/agent/v1/{what}", timeout_s=LOOK_TIMEOUT_S)
 
+    @contextlib.asynccontextmanager
+    async def _websocket(self, path: str, refusal: NexusError) -> AsyncIterator[ClientConnection]:
+        """Raises ``refusal`` when the agent answers with anything but a WebSocket."""
+        try:
+            if self._socket:
+                opening = unix_connect(
+                    self._socket,
+                    uri=f"ws://agent{path}",
+                    open_timeout=LOOK_TIMEOUT_S,
+                    ping_timeout=None,
+                    compression=None,
+                )
+            else:
+                opening = connect(
+                    "ws" + self.url.removeprefix("http") + path,
+                    open_timeout=LOOK_TIMEOUT_S,
+                    additional_headers=self._headers,
+                    proxy=None,
+                    # An agent that waits for a slow guest does not read pongs either.
+                    ping_timeout=None,
+                    compression=None,
+                )
+            connection = await opening
+        except InvalidHandshake as error:
+            raise refusal from error
+        except (OSError, TimeoutError) as error:
+            raise unreachable(self.url, error) from error
+        try:
+            yield connection
+        finally:
+            # Also when cancelled: nothing else would end what the agent does for it.
+            with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT_S):
+                await connection.close()
+            connection.transport.abort()
+
     async def _ask(
         self,
         method: str,
         path: str,
         *,
-        content: bytes | None = None,
+        content: bytes | AsyncIterator[bytes] | None = None,
         headers: dict[str, str] | None = None,
         params: dict[str, str] | None = None,
         timeout_s: float = ANSWER_TIMEOUT_S,

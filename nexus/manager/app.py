@@ -34,10 +34,13 @@ from nexus.manager.routes import (
     vm_bulk,
     vm_console,
     vm_devices,
+    vm_exec,
+    vm_files,
     vm_why,
     vms,
 )
 from nexus.manager.runtime import Runtime
+from nexus.manager.services.guests import GuestService
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.tokens import ensure_admin_token, lookup_in
@@ -59,6 +62,8 @@ ROUTERS = (
     vm_devices.router,
     vm_console.router,
     vm_why.router,
+    vm_exec.router,
+    vm_files.router,
     proxy.router,
     hosts.router,
     builds.router,
@@ -90,6 +95,7 @@ def make_runtime(settings: Settings) -> Runtime:
         vms=VmService(db, pipeline),
         bulk=VmBulk(db, pipeline, waiters),
         devices=VmDevices(db, pipeline),
+        guests=GuestService(db, agents),
         hosts=HostService(db),
         images=images_service,
         uploads=Uploads.of(db, images_service),

@@ -14,6 +14,7 @@ from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.security import Permission, Principal
+from nexus.manager.services.guests import GuestService
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.uploads import Uploads
@@ -43,6 +44,7 @@ class Runtime:
     vms: VmService
     bulk: VmBulk
     devices: VmDevices
+    guests: GuestService
     hosts: HostService
     images: Images
     uploads: Uploads

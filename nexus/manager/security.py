@@ -25,6 +25,7 @@ Permission = Literal[
     "vms:read",
     "vms:write",
     "vms:console",
+    "vms:exec",
     "images:read",
     "images:write",
     "hosts:read",
@@ -34,7 +35,7 @@ Permission = Literal[
 Role = Literal["viewer", "operator", "admin"]
 
 _READ: frozenset[Permission] = frozenset({"vms:read", "images:read", "hosts:read", "metrics:read"})
-_OPERATE: frozenset[Permission] = frozenset({"vms:write", "vms:console"})
+_OPERATE: frozenset[Permission] = frozenset({"vms:write", "vms:console", "vms:exec"})
 
 ROLES: dict[Role, frozenset[Permission]] = {
     "viewer": _READ,

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import Path, Query
 
 from nexus.api.common import Uuid, VmName
+from nexus.api.guest import GuestPath
 from nexus.api.vms import WaitState
 from nexus.manager.security import Principal, require
 
@@ -26,5 +27,6 @@ StopTimeout_s = Annotated[
         description="How long the guest has to power off before its VMM is killed, in seconds.",
     ),
 ]
+InGuest = Annotated[GuestPath, Query(description="An absolute path inside the guest.")]
 WAIT_S = 60.0
 STOP_TIMEOUT_S = 10.0
