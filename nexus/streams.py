@@ -30,8 +30,6 @@ DRAIN_TIMEOUT_S = 30.0
 """How long the rest of a refused upload is read, so that its sender gets to read the answer."""
 START_TIMEOUT_S = 10.0
 """How long the first message of an exec stream may take."""
-POLICY_VIOLATION = 1008
-TRY_AGAIN_LATER = 1013
 
 
 class UnsupportedMediaType(NexusError):
@@ -149,20 +147,14 @@ def not_understood(what: str, error: ValidationError) -> ValidationFailed:
     )
 
 
-async def say(socket: WebSocket, message: Wire) -> None:
-    """Sends a control message."""
-    await socket.send_text(message.model_dump_json())
-
-
 async def end(socket: WebSocket, how: Wire | NexusError | None) -> None:
     """Says how a stream ended, and closes it; None when the other side is gone already."""
     try:
         if isinstance(how, NexusError):
             request_id = socket.scope["state"]["request_id"]
-            await say(socket, ExecFailed(error=body_of(request_id, how)))
-            await socket.close(TRY_AGAIN_LATER if how.status >= 500 else POLICY_VIOLATION)
-        elif how is not None:
-            await say(socket, how)
+            how = ExecFailed(error=body_of(request_id, how))
+        if how is not None:
+            await socket.send_text(how.model_dump_json())
             await socket.close()
     except (WebSocketDisconnect, RuntimeError):
         # Whom it concerns has left meanwhile.

@@ -9,7 +9,9 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,6 +23,9 @@ from tests.parts import (
     cached_tiny_kernel,
     find_binary,
 )
+
+if TYPE_CHECKING:
+    from tests.guest_stack import Stack
 
 CLONE_NEWNET = 0x40000000
 HOST_NETWORK = os.open("/proc/self/ns/net", os.O_RDONLY)
@@ -75,6 +80,16 @@ def guest_agent() -> Path:
 def linux_images() -> LinuxImages:
     """Debian's kernel, its initrd and the busybox root, built once for all test runs."""
     return cached_linux_images()
+
+
+@pytest.fixture(scope="module")
+def guest_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stack"]:
+    """Manager, agent's routes and a guest's double over real sockets."""
+    # Imported here: most tests need nothing of a manager.
+    from tests.guest_stack import serving
+
+    with serving(tmp_path_factory.mktemp("g")) as stack:
+        yield stack
 
 
 @pytest.fixture

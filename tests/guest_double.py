@@ -46,7 +46,7 @@ class GuestDouble:
         self.root = root
         self.silent = False
         self.answers: list[bytes] = []
-        """Taken one by one: bytes sent, after the handshake, instead of doing anything."""
+        """Taken one by one: bytes sent, after the request, instead of doing anything."""
         self.pids: set[int] = set()
         """Programs that run at this moment."""
         self.connections = 0
@@ -72,6 +72,7 @@ class GuestDouble:
                 return
             writer.write(b"OK 1073741824\n")
             if self.answers:
+                await reader.read(MAX_PAYLOAD_BYTES)
                 writer.write(self.answers.pop(0))
                 await writer.drain()
                 return

@@ -14,8 +14,10 @@ from typing import Any
 import anyio
 from fastapi import FastAPI, Request, Response, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.requests import HTTPConnection
 
 from nexus import httpd
+from nexus.agent import guest_routes
 from nexus.api.errors import Conflict, NotFound, VmmFault
 from nexus.api.hosts import Capacity, HostNetwork, Inventory
 from nexus.api.machines import AgentEvent, Machine, MachineNicStatus, MachineStatus
@@ -52,6 +54,8 @@ class AgentDouble:
         self.proxied: list[tuple[str, str, str, bytes]] = []
         self.silent = False
         """Whether PUTs change machines without telling it on the stream."""
+        self.guest_socket: Path | None = None
+        """Where a guest's agent answers for every machine."""
         self._listeners: set[asyncio.Queue[str]] = set()
 
     def app(self) -> FastAPI:
@@ -69,6 +73,7 @@ class AgentDouble:
             self._proxy
         )
         app.websocket("/agent/v1/vms/{vm_id}/console")(self._console)
+        guest_routes.add(app, self._guest_socket)
         httpd.install(app)
         return app
 
@@ -255,6 +260,11 @@ class AgentDouble:
             raise refusal
         self.proxied.append((vm_id, request.method, path, await request.body()))
         return Response(status_code=204) if request.method != "GET" else JSONResponse({"ok": path})
+
+    def _guest_socket(self, connection: HTTPConnection, vm_id: str) -> Path:
+        if vm_id not in self.machines:
+            raise NotFound("no such machine")
+        return self.guest_socket or self.socket.with_name("nobody.sock")
 
     async def _console(self, socket: WebSocket, vm_id: str) -> None:
         await socket.accept()

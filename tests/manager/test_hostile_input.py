@@ -22,6 +22,7 @@ from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
 from nexus.manager.security import OPEN_PATHS, declared
 from tests.manager.hostile import MALFORMED, Hostile, hostile_requests
+from tests.manager.hostile_guests import guest_requests
 from tests.manager.rows import host_row, image_row, vm_row
 
 VICTIM = "victim"
@@ -143,7 +144,7 @@ def problem(status: int, headers: dict[str, str], body: bytes, method: str) -> s
 
 
 def test_hostile_requests_get_4xx_and_change_nothing(manager: Manager) -> None:
-    requests = hostile_requests(VICTIM, manager.image_id)
+    requests = [*hostile_requests(VICTIM, manager.image_id), *guest_requests(VICTIM)]
     assert len(requests) >= 400
     before = manager.contents()
     assert before["vms"]
