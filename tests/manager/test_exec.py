@@ -147,6 +147,16 @@ def test_a_viewer_may_look_at_the_guest_but_not_go_in(guest_stack: Stack) -> Non
         )
 
 
+def test_a_request_that_is_sent_again_does_not_run_again(
+    http: httpx.Client, guest_stack: Stack
+) -> None:
+    request = {"argv": ["sh", "-c", "echo x >> ran; wc -l < ran"], "cwd": "/"}
+    for _ in range(2):
+        answer = http.post(EXEC, json=request, headers={"idempotency-key": "one"})
+        assert answer.json()["item"]["stdout"].strip() == "1", answer.text
+    assert (guest_stack.root / "ran").read_text() == "x\n"
+
+
 async def test_going_away_ends_the_program(guest_stack: Stack) -> None:
     headers = {"authorization": f"Bearer {guest_stack.token}"}
     async with httpx.AsyncClient(base_url=guest_stack.url, headers=headers) as http:

@@ -42,7 +42,7 @@ async def run(
 
 
 async def _run(nexus: Runtime, ref: str, caller: Caller, body: ExecRequest) -> ExecResult:
-    async with nexus.guests.visit(ref, caller, "vm.exec", told(body)) as visit:
+    async with nexus.guests.visit(ref, caller, "vm.exec", told(body), once=True) as visit:
         try:
             with anyio.fail_after(body.timeout_s):
                 async with visit.agent.exec(visit.vm_id) as guest:

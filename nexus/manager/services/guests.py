@@ -6,7 +6,7 @@ is missing after a crash, and ``…_ended`` with how it ended.
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 
@@ -46,10 +46,21 @@ class GuestService:
 
     @contextlib.asynccontextmanager
     async def visit(
-        self, ref: str, caller: Caller, action: str, details: Mapping[str, object]
+        self,
+        ref: str,
+        caller: Caller,
+        action: str,
+        details: Mapping[str, object],
+        *,
+        once: bool = False,
     ) -> AsyncIterator[Visit]:
-        """For everything that may change the guest. Raises as ``look`` does."""
-        async with change(self.db, caller, action, target=ref) as unit:
+        """For everything that may change the guest. Raises as ``look`` does.
+
+        The request's Idempotency-Key is taken when the visit is over, so that what was cut off is
+        done again; with ``once`` it is taken before, because doing it again would do harm.
+        """
+        first = caller if once else replace(caller, claim=None)
+        async with change(self.db, first, action, target=ref) as unit:
             unit.before = dict(details)
             row = await find(unit.session, caller.project, ref)
             unit.target = row.id
