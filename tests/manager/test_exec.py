@@ -223,7 +223,7 @@ async def test_a_stream_carries_input_output_and_the_end(guest_stack: Stack) -> 
 
 
 async def test_a_stream_with_a_terminal_is_resized_and_interrupted(guest_stack: Stack) -> None:
-    start = {"argv": ["sh", "-c", "stty size; sleep 600"], "tty": True, "rows": 20, "cols": 70}
+    start = {"argv": ["sh", "-c", "stty size; exec sleep 600"], "tty": True, "rows": 20, "cols": 70}
     async with stream(guest_stack, **start) as socket:
         assert await socket.recv() == b"\x0120 70\r\n"
         await socket.send(json.dumps({"type": "resize", "rows": 33, "cols": 44}))
