@@ -1,7 +1,7 @@
 """The async client: the same calls as the sync one, awaited."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -9,10 +9,12 @@ import anyio
 import httpx
 
 from nexus.api.common import Page
+from nexus.api.guest import ExecStart
 from nexus.client.calls import system as calls
-from nexus.client.calls.call import Call
+from nexus.client.calls.call import STALL_TIMEOUT_S, Call
 from nexus.client.connect import find_connection
 from nexus.client.errors import NexusApiError, NotReachable, answer_of, error_of, not_reachable
+from nexus.client.files import AsyncRemoteFile
 from nexus.client.hosts import AsyncHosts
 from nexus.client.images import AsyncImages
 from nexus.client.retries import RETRY_ERRORS, RETRY_STATUSES, backoffs
@@ -21,6 +23,7 @@ from nexus.client.vms import AsyncVms
 
 if TYPE_CHECKING:
     from nexus.client.console import AsyncConsole
+    from nexus.client.process import AsyncProcess
 
 T = TypeVar("T")
 
@@ -113,6 +116,49 @@ class AsyncClient:
         from nexus.client.console import open_console_async
 
         return open_console_async(self._url, self._token, ref)
+
+    def process(self, ref: str, start: ExecStart) -> AbstractAsyncContextManager["AsyncProcess"]:
+        """See ``client.vms.process``."""
+        from nexus.client.process import open_process_async
+
+        return open_process_async(self._url, self._token, ref, start)
+
+    async def upload(self, call: Call[T], content: AsyncIterator[bytes]) -> T:
+        """Sends one call whose body is a file, as it is read. Raises NexusApiError."""
+        try:
+            response = await self._http.request(
+                call.method,
+                call.path,
+                params=call.params(),
+                content=content,
+                headers={"content-type": "application/octet-stream"},
+                timeout=httpx.Timeout(STALL_TIMEOUT_S, connect=call.timeout_s),
+            )
+        except httpx.TransportError as error:
+            raise not_reachable(self._url, error) from error
+        if not response.is_success:
+            raise error_of(response)
+        return answer_of(call.read, response)
+
+    @asynccontextmanager
+    async def download(self, call: Call[None]) -> AsyncIterator[AsyncRemoteFile]:
+        """An answer that is a file. Raises NexusApiError."""
+        timeout = httpx.Timeout(STALL_TIMEOUT_S, connect=call.timeout_s)
+        request = self._http.build_request(
+            call.method, call.path, params=call.params(), timeout=timeout
+        )
+        try:
+            response = await self._http.send(request, stream=True)
+            if not response.is_success:
+                await response.aread()
+        except httpx.TransportError as error:
+            raise not_reachable(self._url, error) from error
+        try:
+            if not response.is_success:
+                raise error_of(response)
+            yield AsyncRemoteFile(self._url, response)
+        finally:
+            await response.aclose()
 
     async def stream(self, call: Call[None]) -> AsyncIterator[bytes]:
         """The answer's body as it comes, until the manager ends it."""

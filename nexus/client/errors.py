@@ -74,7 +74,12 @@ def error_of(response: httpx.Response) -> NexusApiError:
             suggestion="check that the address is that of a Nexus manager",
             request_id=response.headers.get("x-request-id"),
         )
-    return kind(
+    return error_from(body)
+
+
+def error_from(body: ErrorBody) -> NexusApiError:
+    """The exception for an error envelope."""
+    return _BY_STATUS.get(body.status, NexusApiError)(
         body.status,
         body.error,
         body.message,

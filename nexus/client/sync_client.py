@@ -2,17 +2,19 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import httpx
 
 from nexus.api.common import Page
+from nexus.api.guest import ExecStart
 from nexus.client.calls import system as calls
-from nexus.client.calls.call import Call
+from nexus.client.calls.call import STALL_TIMEOUT_S, Call
 from nexus.client.connect import find_connection
 from nexus.client.errors import NexusApiError, NotReachable, answer_of, error_of, not_reachable
+from nexus.client.files import RemoteFile
 from nexus.client.hosts import Hosts
 from nexus.client.images import Images
 from nexus.client.retries import RETRY_ERRORS, RETRY_STATUSES, backoffs
@@ -21,6 +23,7 @@ from nexus.client.vms import Vms
 
 if TYPE_CHECKING:
     from nexus.client.console import Console
+    from nexus.client.process import Process
 
 T = TypeVar("T")
 
@@ -111,6 +114,49 @@ class Client:
         from nexus.client.console import open_console
 
         return open_console(self._url, self._token, ref)
+
+    def process(self, ref: str, start: ExecStart) -> AbstractContextManager["Process"]:
+        """See ``client.vms.process``."""
+        from nexus.client.process import open_process
+
+        return open_process(self._url, self._token, ref, start)
+
+    def upload(self, call: Call[T], content: Iterator[bytes]) -> T:
+        """Sends one call whose body is a file, as it is read. Raises NexusApiError."""
+        try:
+            response = self._http.request(
+                call.method,
+                call.path,
+                params=call.params(),
+                content=content,
+                headers={"content-type": "application/octet-stream"},
+                timeout=httpx.Timeout(STALL_TIMEOUT_S, connect=call.timeout_s),
+            )
+        except httpx.TransportError as error:
+            raise not_reachable(self._url, error) from error
+        if not response.is_success:
+            raise error_of(response)
+        return answer_of(call.read, response)
+
+    @contextmanager
+    def download(self, call: Call[None]) -> Iterator[RemoteFile]:
+        """An answer that is a file. Raises NexusApiError."""
+        timeout = httpx.Timeout(STALL_TIMEOUT_S, connect=call.timeout_s)
+        request = self._http.build_request(
+            call.method, call.path, params=call.params(), timeout=timeout
+        )
+        try:
+            response = self._http.send(request, stream=True)
+            if not response.is_success:
+                response.read()
+        except httpx.TransportError as error:
+            raise not_reachable(self._url, error) from error
+        try:
+            if not response.is_success:
+                raise error_of(response)
+            yield RemoteFile(self._url, response)
+        finally:
+            response.close()
 
     def stream(self, call: Call[None]) -> Iterator[bytes]:
         """The answer's body as it comes, until the manager ends it."""

@@ -8,6 +8,7 @@ from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, W
 from nexus.api.why import VmWhy
 from nexus.client.calls import vms as calls
 from nexus.client.devices import AsyncDeviceChanges, DeviceChanges
+from nexus.client.guests import AsyncGuestCalls, GuestCalls
 
 if TYPE_CHECKING:
     from nexus.client.async_client import AsyncClient
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from nexus.client.sync_client import Client
 
 
-class Vms(DeviceChanges):
+class Vms(DeviceChanges, GuestCalls):
     """``client.vms``. A VM is named by its id or its name."""
 
     def __init__(self, client: "Client") -> None:
@@ -87,7 +88,7 @@ class Vms(DeviceChanges):
         return self._client.pages(lambda cursor: calls.vm_events(ref, limit, cursor))
 
 
-class AsyncVms(AsyncDeviceChanges):
+class AsyncVms(AsyncDeviceChanges, AsyncGuestCalls):
     """``client.vms``. A VM is named by its id or its name."""
 
     def __init__(self, client: "AsyncClient") -> None:

@@ -16,6 +16,9 @@ DEFAULT_TIMEOUT_S = 30.0
 WAIT_GRACE_S = 10.0
 """How much longer than a ``?wait=`` the client itself waits, so that the manager's answer wins."""
 
+STALL_TIMEOUT_S = 120.0
+"""How long a file's transfer may stand still; manager and agent give up before."""
+
 Query = Mapping[str, str | int | float | bool | None]
 
 
