@@ -18,7 +18,6 @@ from nexus.client.files import AsyncRemoteFile
 from nexus.client.hosts import AsyncHosts
 from nexus.client.images import AsyncImages
 from nexus.client.retries import RETRY_ERRORS, RETRY_STATUSES, backoffs
-from nexus.client.uploads import STALL_TIMEOUT_S
 from nexus.client.vms import AsyncVms
 
 if TYPE_CHECKING:
@@ -100,9 +99,10 @@ class AsyncClient:
             response = await self._http.request(
                 call.method,
                 call.path,
+                params=call.params(),
                 content=body,
                 headers=dict(headers),
-                timeout=STALL_TIMEOUT_S,
+                timeout=httpx.Timeout(STALL_TIMEOUT_S, connect=call.timeout_s),
             )
         except httpx.TransportError as error:
             raise not_reachable(self._url, error) from error
@@ -122,23 +122,6 @@ class AsyncClient:
         from nexus.client.process import open_process_async
 
         return open_process_async(self._url, self._token, ref, start)
-
-    async def upload(self, call: Call[T], content: AsyncIterator[bytes]) -> T:
-        """Sends one call whose body is a file, as it is read. Raises NexusApiError."""
-        try:
-            response = await self._http.request(
-                call.method,
-                call.path,
-                params=call.params(),
-                content=content,
-                headers={"content-type": "application/octet-stream"},
-                timeout=httpx.Timeout(STALL_TIMEOUT_S, connect=call.timeout_s),
-            )
-        except httpx.TransportError as error:
-            raise not_reachable(self._url, error) from error
-        if not response.is_success:
-            raise error_of(response)
-        return answer_of(call.read, response)
 
     @asynccontextmanager
     async def download(self, call: Call[None]) -> AsyncIterator[AsyncRemoteFile]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nexus.client.sync_client import Client
 
 PIECE_BYTES = 65536
+OCTETS = {"content-type": "application/octet-stream"}
 
 
 class GuestCalls:
@@ -93,7 +94,9 @@ class GuestCalls:
 
         Returns its size in bytes.
         """
-        return self._client.upload(calls.put_file(ref, path, mode), _pieces(content)).size_bytes
+        return self._client.send_stream(
+            calls.put_file(ref, path, mode), _pieces(content), OCTETS
+        ).size_bytes
 
     def get_file(self, ref: str, path: str) -> AbstractContextManager[RemoteFile]:
         """``with client.vms.get_file(ref, path) as file``: iterate over it, or ``file.read()``."""
@@ -190,7 +193,8 @@ class AsyncGuestCalls:
         Returns its size in bytes.
         """
         call = calls.put_file(ref, path, mode)
-        return (await self._client.upload(call, _async_pieces(content))).size_bytes
+        written = await self._client.send_stream(call, _async_pieces(content), OCTETS)
+        return written.size_bytes
 
     def get_file(self, ref: str, path: str) -> AbstractAsyncContextManager[AsyncRemoteFile]:
         """``async with client.vms.get_file(ref, path) as file``: iterate, or ``file.read()``."""

@@ -18,7 +18,6 @@ from nexus.client.files import RemoteFile
 from nexus.client.hosts import Hosts
 from nexus.client.images import Images
 from nexus.client.retries import RETRY_ERRORS, RETRY_STATUSES, backoffs
-from nexus.client.uploads import STALL_TIMEOUT_S
 from nexus.client.vms import Vms
 
 if TYPE_CHECKING:
@@ -98,9 +97,10 @@ class Client:
             response = self._http.request(
                 call.method,
                 call.path,
+                params=call.params(),
                 content=body,
                 headers=dict(headers),
-                timeout=STALL_TIMEOUT_S,
+                timeout=httpx.Timeout(STALL_TIMEOUT_S, connect=call.timeout_s),
             )
         except httpx.TransportError as error:
             raise not_reachable(self._url, error) from error
@@ -120,23 +120,6 @@ class Client:
         from nexus.client.process import open_process
 
         return open_process(self._url, self._token, ref, start)
-
-    def upload(self, call: Call[T], content: Iterator[bytes]) -> T:
-        """Sends one call whose body is a file, as it is read. Raises NexusApiError."""
-        try:
-            response = self._http.request(
-                call.method,
-                call.path,
-                params=call.params(),
-                content=content,
-                headers={"content-type": "application/octet-stream"},
-                timeout=httpx.Timeout(STALL_TIMEOUT_S, connect=call.timeout_s),
-            )
-        except httpx.TransportError as error:
-            raise not_reachable(self._url, error) from error
-        if not response.is_success:
-            raise error_of(response)
-        return answer_of(call.read, response)
 
     @contextmanager
     def download(self, call: Call[None]) -> Iterator[RemoteFile]:

@@ -17,8 +17,6 @@ Sent = Callable[[int, int], None]
 BLOCK_BYTES = 1 << 20
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 2.0, 4.0, 4.0, 8.0, 8.0)
 """How long to wait after each failure in a row; the manager may be starting anew."""
-STALL_TIMEOUT_S = 60.0
-"""How long one block may take to be taken, and the answer to come."""
 
 
 def nothing_sent(_done: int, _total: int) -> None:

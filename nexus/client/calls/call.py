@@ -17,7 +17,7 @@ WAIT_GRACE_S = 10.0
 """How much longer than a ``?wait=`` the client itself waits, so that the manager's answer wins."""
 
 STALL_TIMEOUT_S = 120.0
-"""How long a file's transfer may stand still; manager and agent give up before."""
+"""How long the transfer of a file, either way, may stand still."""
 
 Query = Mapping[str, str | int | float | bool | None]
 
