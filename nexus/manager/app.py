@@ -16,8 +16,9 @@ from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow
+from nexus.manager.feed import EventFeed
 from nexus.manager.idempotency import Idempotency, prune_for_ever
-from nexus.manager.pipelines import leases
+from nexus.manager.pipelines import leases, retention
 from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.hosts import HostPipeline
@@ -25,6 +26,7 @@ from nexus.manager.pipelines.uploads import sweep_uploads
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.routes import (
     builds,
+    events,
     health,
     hosts,
     images,
@@ -57,6 +59,7 @@ log = structlog.get_logger("manager")
 ROUTERS = (
     health.router,
     vms.router,
+    events.router,
     vm_bulk.router,
     vm_actions.router,
     vm_devices.router,
@@ -80,6 +83,8 @@ def make_runtime(settings: Settings) -> Runtime:
     agents = Agents(token_file.read_text().strip() if token_file else None)
     waiters = Waiters()
     images_service = Images.of(db, settings)
+    feed = EventFeed(db)
+    db.on_commit.append(feed.hint)
     pipeline = VmPipeline(db, agents, waiters, instance)
     expiry = ExpiryPipeline(db, pipeline)
     return Runtime(
@@ -100,6 +105,7 @@ def make_runtime(settings: Settings) -> Runtime:
         images=images_service,
         uploads=Uploads.of(db, images_service),
         builds=BuildPipeline(db, images_service, instance),
+        feed=feed,
     )
 
 
@@ -139,6 +145,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(runtime.pipeline.run)
             tasks.start_soon(runtime.builds.run)
+            tasks.start_soon(runtime.feed.run)
+            tasks.start_soon(retention.run, runtime.db, runtime.settings.events_keep_days)
             tasks.start_soon(sweep_uploads, runtime.uploads)
             tasks.start_soon(runtime.expiry.run)
             tasks.start_soon(_host_pipeline(runtime).run)

@@ -29,6 +29,8 @@ class Settings:
     admin_token_file: Path
     agent_token_file: Path | None = None
     """Holds the bearer token that an agent on TCP wants."""
+    events_keep_days: float = 30.0
+    """Events older than this are deleted."""
     mem_overcommit: float = 1.0
     """How much memory VMs may be promised, as a multiple of what a host has."""
     image_max_bytes: int = 65536 << 20
@@ -50,7 +52,8 @@ class Settings:
             agent_url=given.get("NEXUS_AGENT_URL") or f"unix:{data / 'run' / 'agent.sock'}",
             admin_token_file=Path(given.get("NEXUS_ADMIN_TOKEN_FILE") or data / "admin.token"),
             agent_token_file=_path(given, "NEXUS_AGENT_TOKEN_FILE"),
-            mem_overcommit=_ratio(given, "MANAGER_MEM_OVERCOMMIT"),
+            events_keep_days=_above_zero(given, "MANAGER_EVENTS_KEEP_DAYS", "30", 36500),
+            mem_overcommit=_above_zero(given, "MANAGER_MEM_OVERCOMMIT", "1", 1000),
             image_max_bytes=_mib(given, "MANAGER_IMAGE_MAX_MIB", 65536) << 20,
         )
 
@@ -68,15 +71,15 @@ def _flag(env: Mapping[str, str], name: str) -> bool:
     raise BadSetting(f"{name}={value!r} is neither 1 nor 0")
 
 
-def _ratio(env: Mapping[str, str], name: str) -> float:
-    text = env.get(name) or "1"
+def _above_zero(env: Mapping[str, str], name: str, default: str, most: float) -> float:
+    text = env.get(name) or default
     try:
-        ratio = float(text)
+        number = float(text)
     except ValueError:
-        ratio = 0.0
-    if not 0 < ratio <= 1000:
-        raise BadSetting(f"{name}={text!r} is not a number above 0")
-    return ratio
+        number = 0.0
+    if not 0 < number <= most:
+        raise BadSetting(f"{name}={text!r} is not a number above 0 and up to {most:g}")
+    return number
 
 
 def _mib(env: Mapping[str, str], name: str, default: int) -> int:

@@ -10,6 +10,7 @@ from nexus.manager import etags
 from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
+from nexus.manager.feed import EventFeed
 from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.vms import VmPipeline
@@ -49,6 +50,7 @@ class Runtime:
     images: Images
     uploads: Uploads
     builds: BuildPipeline
+    feed: EventFeed
 
 
 def runtime_of(connection: HTTPConnection) -> Runtime:

@@ -113,7 +113,7 @@ class Gate:
         guarded = scope["type"] in ("http", "websocket") and scope["path"] not in OPEN_PATHS
         if guarded:
             try:
-                token = _bearer(scope)
+                token = bearer(scope)
                 owner = await self.verifier.verify(token)
                 role: Role = owner.role
                 scope.setdefault("state", {})["principal"] = Principal(
@@ -169,7 +169,7 @@ def _required(dependant: Dependant) -> Iterator[Permission]:
         yield from _required(inner)
 
 
-def _bearer(scope: Mapping[str, Any]) -> str:
+def bearer(scope: Mapping[str, Any]) -> str:
     """The token of a request's one ``Authorization: Bearer`` header."""
     if _in_query(scope.get("query_string", b"")):
         raise Unauthenticated(

@@ -73,6 +73,7 @@ class Place:
             "MANAGER_ALLOW_IMAGE_PATHS",
             "MANAGER_RECONCILER_DISABLED",
             "MANAGER_MEM_OVERCOMMIT",
+            "MANAGER_EVENTS_KEEP_DAYS",
             "MANAGER_IMAGE_MAX_MIB",
             "FC_BRIDGE",
             "FC_BINARY",

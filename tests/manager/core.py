@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import anyio
 import httpx
+from fastapi import FastAPI
 
 from nexus.api.images import ImageKind
 from nexus.ids import new_id
@@ -53,6 +54,8 @@ class Manager:
 
     runtime: Runtime
     http: httpx.AsyncClient
+    app: FastAPI
+    token: str
 
     async def add_image(self, kind: ImageKind, name: str) -> str:
         """Registers an image whose content nobody will read."""
@@ -115,7 +118,7 @@ async def running(settings: Settings, *, ready: bool = True) -> AsyncIterator[Ma
             base_url="http://manager",
             headers={"authorization": f"Bearer {token}"},
         ) as http:
-            manager = Manager(app.state.runtime, http)
+            manager = Manager(app.state.runtime, http, app, token)
             if ready:
                 await until("the manager is ready", manager.is_ready)
             yield manager

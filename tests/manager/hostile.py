@@ -205,6 +205,15 @@ BAD_QUERIES = {
         "kind=kernel&kind=bad",
     ],
     "/v1/images/builds": ["limit=0", "limit=x", "cursor=1", f"cursor={10**30}", "unknown=1"],
+    "/v1/events": [
+        "limit=0", "limit=x", "cursor=-1", "cursor=x", f"cursor={10**30}", f"cursor={2**63}",
+        "after=-1", "after=", "after=1.5", f"after={'9' * 5000}", "follow=perhaps", "vm=A",
+        "vm=%00", "vm=nobody", "vm=0193c5e4-0000-7000-8000-000000000000", "state=bad", "state=",
+        "reason=A b", "reason=", "reason=%ff", "since=yesterday", "since=2026-01-01T00:00:00",
+        "since=1e400", "since=NaN", "since=0001-01-01T00:00:00%2B14:00", "project=other",
+        "since=9999-12-31T23:59:59-14:00", "follow=1&after=-1", "follow=1&vm=nobody",
+        "&".join(f"reason=r{number}" for number in range(17)),
+    ],
     "/v1/hosts": ["limit=0", "limit=x", "cursor=1", "cursor=%00"],
 }  # fmt: skip
 
@@ -223,6 +232,7 @@ BAD_VM_QUERIES = [
     ("GET", f"/events?cursor={10**30}"),
     ("GET", f"/events?cursor={2**63}"),
     ("GET", "/events?limit=0"),
+    ("GET", "/events?follow=1&state=asleep"),
     ("POST", "/start?wait=soon"),
     ("POST", "/start?wait="),
     ("POST", "/start?wait=running&timeout_s=0"),

@@ -5,7 +5,7 @@ one write lock there is, so that it never fails half-way because another one was
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Database:
         self._read = async_sessionmaker(self.engine, expire_on_commit=False, autoflush=False)
         self._write = async_sessionmaker(writing, expire_on_commit=False)
         self._turn = anyio.Lock()
+        self.on_commit: list[Callable[[], None]] = []
+        """Called after each writing transaction of this process: hints that there may be news."""
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
@@ -66,6 +68,8 @@ class Database:
             session = await stack.enter_async_context(self._write())
             await stack.enter_async_context(session.begin())
             yield session
+        for hint in self.on_commit:
+            hint()
 
     async def migrate(self) -> None:
         """Brings the schema up to date; several managers may do so at once."""

@@ -14,6 +14,10 @@ Writer = Annotated[Principal, require("vms:write")]
 Wait = Annotated[WaitState | None, Query(description="Answer when the VM is so.")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many items.")]
 IdCursor = Annotated[Uuid | None, Query(description="``next_cursor`` of the page before.")]
+Project = Annotated[
+    str | None,
+    Query(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="The token's own project."),
+]
 Wait_s = Annotated[
     float,
     Query(gt=0, le=600, allow_inf_nan=False, description="How long ``wait`` holds, in seconds."),

@@ -1,14 +1,14 @@
-"""``/v1/vms``: create, list, get, events."""
+"""``/v1/vms``: create, list, get."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
 from nexus.api.common import Created, CreatedMany, Item, Page
-from nexus.api.vms import Vm, VmCreate, VmEvent, VmState, VmUpdate, WaitState
+from nexus.api.vms import Vm, VmCreate, VmState, VmUpdate, WaitState
 from nexus.manager.keys import Done
 from nexus.manager.routes.answers import item, page
-from nexus.manager.routes.parts import WAIT_S, IdCursor, Limit, VmRef, Wait_s
+from nexus.manager.routes.parts import WAIT_S, IdCursor, Limit, Project, VmRef, Wait_s
 from nexus.manager.runtime import Nexus, Runtime, caller_of
 from nexus.manager.security import Principal, require, visible
 from nexus.manager.services import vm_update
@@ -28,10 +28,6 @@ NamePrefix = Annotated[
 Host = Annotated[
     str | None,
     Query(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$", description="A host's id or name."),
-]
-Project = Annotated[
-    str | None,
-    Query(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="The token's own project."),
 ]
 Tag = Annotated[
     list[TagSelector],
@@ -109,16 +105,3 @@ async def update(
     caller = caller_of(request, principal, "vms:write")
     vm = await vm_update.update(nexus.db, nexus.pipeline, nexus.expiry, ref, body, caller)
     return item(request, vm)
-
-
-@router.get("/{ref}/events")
-async def events(
-    ref: VmRef,
-    nexus: Nexus,
-    principal: Reader,
-    cursor: Annotated[int, Query(ge=0, le=2**53)] = 0,
-    limit: Limit = 100,
-) -> Page[VmEvent]:
-    """What happened to a VM, oldest first."""
-    items, following = await nexus.vms.events(ref, principal.project, cursor=cursor, limit=limit)
-    return Page(items=items, next_cursor=None if following is None else str(following))

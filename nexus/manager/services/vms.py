@@ -90,22 +90,6 @@ class VmService:
         more = len(rows) > limit
         return Slice([to_vm(row) for row in rows[:limit]], rows[limit - 1].id if more else None)
 
-    async def events(
-        self, ref: str, project: str, *, cursor: int = 0, limit: int = 100
-    ) -> tuple[list[VmEvent], int | None]:
-        """A VM's events in their order, from behind event ``cursor`` on, and the next cursor."""
-        async with self.db.read() as session:
-            row = await find(session, project, ref)
-            query = (
-                select(VmEventRow)
-                .where(VmEventRow.vm_id == row.id, VmEventRow.id > cursor)
-                .order_by(VmEventRow.id)
-                .limit(limit + 1)
-            )
-            rows = (await session.scalars(query)).all()
-        more = len(rows) > limit
-        return [to_event(event) for event in rows[:limit]], rows[limit - 1].id if more else None
-
 
 async def find(session: AsyncSession, project: str, ref: str, *, lock: bool = False) -> VmRow:
     """A VM's row by id or name; of two with one name, the one that is not being deleted."""
