@@ -202,6 +202,20 @@ def test_no_bytes_harm_the_agent(agent: HostAgent, data: bytes) -> None:
     assert dict(ask(agent.talk(), "health"))["ready"] == "1"
 
 
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from([0, 1]), st.lists(FRAMES, max_size=8).map(b"".join))
+def test_no_frames_harm_a_program_or_the_agent(agent: HostAgent, tty: int, data: bytes) -> None:
+    """Whatever comes after an exec, the program ends with the connection at the latest."""
+    with agent.talk() as connection:
+        connection.ask(("op", "exec"), ("arg", "cat"), ("tty", tty))
+        connection.sock.sendall(data)
+    assert dict(ask(agent.talk(), "health"))["ready"] == "1"
+    deadline = time.monotonic() + 30
+    while agent.children():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def test_silent_connections_are_bounded_and_end(guest_agent: Path, tmp_path: Path) -> None:
     """64 that say nothing keep others out for ten seconds at most; no process is left."""
     agent = HostAgent(guest_agent, tmp_path)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nexus.images import busybox, workplace
+from nexus.images import busybox, guestagent, workplace
 from nexus.images.debs import Packages
 from tests.parts import CACHE, REPO, LinuxImages
 
@@ -56,3 +56,11 @@ def run_build(recipe: str, out: Path, cache: Path) -> "subprocess.CompletedProce
         text=True,
         check=False,
     )
+
+
+def test_two_builds_give_the_same_guest_agent(tmp_path: Path) -> None:
+    first = guestagent.build(tmp_path / "one" / "agent")
+    second = guestagent.build(tmp_path / "two" / "another-name")
+    assert first.read_bytes() == second.read_bytes()
+    assert first.stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in first.parent.iterdir()] == ["agent"]
