@@ -12,6 +12,7 @@ from nexus.cli.commands import (
     events,
     hosts,
     images,
+    labels,
     logs,
     nics,
     power,
@@ -51,7 +52,7 @@ def options(
     context.obj = Session(url=url, token_file=token_file, data=data, output=output)
 
 
-for group in (vms, power, balloon, logs, events):
+for group in (vms, labels, power, balloon, logs, events):
     app.add_typer(group.commands)
 app.add_typer(drives.commands, name="drive")
 app.add_typer(nics.commands, name="nic")

@@ -123,7 +123,17 @@ def _row(vm: Vm) -> tuple[str, ...]:
     )
 
 
-def ls(session: Session, state: str | None, name: str | None) -> None:
+@dataclass(frozen=True)
+class ListOptions:
+    state: str | None
+    name: str | None
+    host: str | None
+    tags: list[str]
+    project: str | None
+
+
+def ls(session: Session, options: ListOptions) -> None:
+    state = options.state
     wanted: VmState | None = None
     if state is not None:
         for known in get_args(VmState):
@@ -131,7 +141,15 @@ def ls(session: Session, state: str | None, name: str | None) -> None:
         if wanted is None:
             raise UsageFault(f"--state {state!r}: one of {', '.join(get_args(VmState))}")
     with session.client() as client:
-        found = list(client.vms.list(state=wanted, name=name))
+        found = list(
+            client.vms.list(
+                state=wanted,
+                name=options.name,
+                host=options.host,
+                tags=options.tags,
+                project=options.project,
+            )
+        )
     if session.output == "json":
         print_json({"items": [as_json(vm) for vm in found], "next_cursor": None})
     elif session.output == "name":

@@ -3,6 +3,7 @@
 from nexus.client.async_client import AsyncClient
 from nexus.client.connect import Connection, find_connection
 from nexus.client.errors import (
+    ChangedError,
     ConflictError,
     DeniedError,
     NexusApiError,
@@ -14,6 +15,7 @@ from nexus.client.sync_client import Client
 
 __all__ = [
     "AsyncClient",
+    "ChangedError",
     "Client",
     "ConflictError",
     "Connection",

@@ -17,7 +17,7 @@ from nexus.client.errors import NexusApiError, NotReachable, answer_of, error_of
 from nexus.client.files import AsyncRemoteFile
 from nexus.client.hosts import AsyncHosts
 from nexus.client.images import AsyncImages
-from nexus.client.retries import RETRY_ERRORS, RETRY_STATUSES, backoffs
+from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
 from nexus.client.vms import AsyncVms
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ T = TypeVar("T")
 class AsyncClient:
     """A manager's API. Use as an async context manager, or call ``close``.
 
-    Raises NexusApiError and its subclasses; reads are retried when the connection or the manager
-    fails, changes never are.
+    Raises NexusApiError and its subclasses. Reads are retried when the connection or the manager
+    fails; so is every POST, which carries an Idempotency-Key, so that it is done once all the same.
     """
 
     def __init__(self, url: str | None = None, token: str | None = None) -> None:
@@ -70,6 +70,16 @@ class AsyncClient:
 
     async def send(self, call: Call[T]) -> T:
         """Sends one call. Raises NexusApiError."""
+        return answer_of(call.read, await self._exchange(call))
+
+    async def send_for_etag(self, call: Call[T]) -> tuple[T, str]:
+        """The same, with the ETag of the thing in the answer."""
+        response = await self._exchange(call)
+        return answer_of(call.read, response), response.headers.get("etag", "*")
+
+    async def _exchange(self, call: Call[T]) -> httpx.Response:
+        """The answer of a call that succeeded, after as many attempts as it may have."""
+        headers = call.headers()
         for pause_s in backoffs(call):
             try:
                 response = await self._http.request(
@@ -77,7 +87,7 @@ class AsyncClient:
                     call.path,
                     params=call.params(),
                     content=call.content(),
-                    headers={"content-type": "application/json"} if call.body else None,
+                    headers=headers,
                     timeout=call.timeout_s,
                 )
             except httpx.TransportError as error:
@@ -85,9 +95,10 @@ class AsyncClient:
                     raise not_reachable(self._url, error) from error
             else:
                 if response.is_success:
-                    return answer_of(call.read, response)
-                if pause_s is None or response.status_code not in RETRY_STATUSES:
-                    raise error_of(response)
+                    return response
+                error_answer = error_of(response)
+                if pause_s is None or not may_pass(call, error_answer):
+                    raise error_answer
             await anyio.sleep(pause_s)
         raise NotReachable(0, "host_unreachable", "not sent")
 

@@ -44,6 +44,10 @@ class ConflictError(NexusApiError):
     """409: the thing is not in a state that allows this, or the name is taken."""
 
 
+class ChangedError(NexusApiError):
+    """412: the thing is not as it was when its ETag was read; nothing was changed."""
+
+
 class WaitTimedOut(NexusApiError):
     """504, or no answer in time: what was waited for did not come true; nothing was undone."""
 
@@ -57,6 +61,7 @@ _BY_STATUS: dict[int, type[NexusApiError]] = {
     403: DeniedError,
     404: NotFoundError,
     409: ConflictError,
+    412: ChangedError,
     504: WaitTimedOut,
 }
 

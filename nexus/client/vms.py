@@ -1,10 +1,10 @@
 """``client.vms``, sync and async."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, WaitState
+from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, VmUpdate, WaitState
 from nexus.api.why import VmWhy
 from nexus.client.calls import vms as calls
 from nexus.client.devices import AsyncDeviceChanges, DeviceChanges
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from nexus.client.sync_client import Client
 
 
+def changes_of(name: str | None, tags: Mapping[str, str] | None) -> VmUpdate:
+    """What an update sends: what was given. Raises ValueError for what no VM can have."""
+    given: dict[str, Any] = {"name": name, "tags": tags}
+    return VmUpdate.model_validate({field: v for field, v in given.items() if v is not None})
+
+
 class Vms(DeviceChanges, GuestCalls):
     """``client.vms``. A VM is named by its id or its name."""
 
@@ -23,24 +29,66 @@ class Vms(DeviceChanges, GuestCalls):
         self._client = client
 
     def create(
-        self, spec: VmCreate, *, wait: WaitState | None = None, timeout_s: float | None = None
+        self,
+        spec: VmCreate,
+        *,
+        wait: WaitState | None = None,
+        timeout_s: float | None = None,
+        idempotency_key: str | None = None,
     ) -> Vm:
-        """Makes a VM. With ``wait``, returns when it is so or in ``error``."""
-        return self._client.send(calls.create_vm(spec, wait, timeout_s))
+        """Makes a VM. With ``wait``, returns when it is so or in ``error``.
+
+        The same ``idempotency_key`` gives the same VM for a day; without one, each call has its
+        own, so that a connection that breaks makes no second VM.
+        """
+        return self._client.send(calls.create_vm(spec, wait, timeout_s, idempotency_key))
 
     def list(
-        self, *, state: VmState | None = None, name: str | None = None, limit: int | None = None
+        self,
+        *,
+        state: VmState | None = None,
+        name: str | None = None,
+        host: str | None = None,
+        tags: Sequence[str] = (),
+        project: str | None = None,
+        limit: int | None = None,
     ) -> Iterator[Vm]:
-        """All VMs, oldest first; ``limit`` is the size of a page."""
-        return self._client.pages(lambda cursor: calls.list_vms(state, name, limit, cursor))
+        """The VMs that meet all conditions, oldest first.
+
+        ``name`` is how names begin, ``host`` a host's id or name, ``tags`` are ``key=value`` or
+        ``key`` with any value; ``limit`` is the size of a page.
+        """
+        narrowed = calls.VmQuery(state, name, host, tags, project, limit)
+        return self._client.pages(lambda cursor: calls.list_vms(narrowed, cursor))
 
     def get(self, ref: str) -> Vm:
         return self._client.send(calls.get_vm(ref))
 
+    def get_with_etag(self, ref: str) -> tuple[Vm, str]:
+        """A VM, and the ETag that lets a change require that it is still as it is here."""
+        return self._client.send_for_etag(calls.get_vm(ref))
+
+    def update(
+        self,
+        ref: str,
+        *,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+    ) -> Vm:
+        """Renames a VM or replaces all of its tags. Its guest is renamed at its next start."""
+        changes = changes_of(name, tags)
+        return self._client.send(calls.update_vm(ref, changes, if_match))
+
     def start(
-        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
+        self,
+        ref: str,
+        *,
+        wait: WaitState | None = None,
+        timeout_s: float | None = None,
+        if_match: str | None = None,
     ) -> None:
-        self._client.send(calls.act_on_vm(ref, "start", wait, timeout_s))
+        self._client.send(calls.act_on_vm(ref, "start", wait, timeout_s, if_match))
 
     def stop(
         self,
@@ -49,23 +97,41 @@ class Vms(DeviceChanges, GuestCalls):
         force: bool = False,
         grace_s: float | None = None,
         wait: WaitState | None = None,
+        if_match: str | None = None,
     ) -> None:
         """Asks the guest to power off; kills it after ``grace_s`` seconds, or at once."""
-        self._client.send(calls.stop_vm(ref, force, grace_s, wait))
+        self._client.send(calls.stop_vm(ref, force, grace_s, wait, if_match))
 
     def pause(
-        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
+        self,
+        ref: str,
+        *,
+        wait: WaitState | None = None,
+        timeout_s: float | None = None,
+        if_match: str | None = None,
     ) -> None:
-        self._client.send(calls.act_on_vm(ref, "pause", wait, timeout_s))
+        self._client.send(calls.act_on_vm(ref, "pause", wait, timeout_s, if_match))
 
     def resume(
-        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
+        self,
+        ref: str,
+        *,
+        wait: WaitState | None = None,
+        timeout_s: float | None = None,
+        if_match: str | None = None,
     ) -> None:
-        self._client.send(calls.act_on_vm(ref, "resume", wait, timeout_s))
+        self._client.send(calls.act_on_vm(ref, "resume", wait, timeout_s, if_match))
 
-    def delete(self, ref: str, *, wait: bool = True, timeout_s: float | None = None) -> None:
+    def delete(
+        self,
+        ref: str,
+        *,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        if_match: str | None = None,
+    ) -> None:
         """Deletes a VM in whatever state it is."""
-        self._client.send(calls.delete_vm(ref, wait, timeout_s))
+        self._client.send(calls.delete_vm(ref, wait, timeout_s, if_match))
 
     def logs(self, ref: str, *, source: LogSource = "console", tail: int = 100) -> LogChunk:
         return self._client.send(calls.vm_logs(ref, source, tail))
@@ -95,24 +161,66 @@ class AsyncVms(AsyncDeviceChanges, AsyncGuestCalls):
         self._client = client
 
     async def create(
-        self, spec: VmCreate, *, wait: WaitState | None = None, timeout_s: float | None = None
+        self,
+        spec: VmCreate,
+        *,
+        wait: WaitState | None = None,
+        timeout_s: float | None = None,
+        idempotency_key: str | None = None,
     ) -> Vm:
-        """Makes a VM. With ``wait``, returns when it is so or in ``error``."""
-        return await self._client.send(calls.create_vm(spec, wait, timeout_s))
+        """Makes a VM. With ``wait``, returns when it is so or in ``error``.
+
+        The same ``idempotency_key`` gives the same VM for a day; without one, each call has its
+        own, so that a connection that breaks makes no second VM.
+        """
+        return await self._client.send(calls.create_vm(spec, wait, timeout_s, idempotency_key))
 
     def list(
-        self, *, state: VmState | None = None, name: str | None = None, limit: int | None = None
+        self,
+        *,
+        state: VmState | None = None,
+        name: str | None = None,
+        host: str | None = None,
+        tags: Sequence[str] = (),
+        project: str | None = None,
+        limit: int | None = None,
     ) -> AsyncIterator[Vm]:
-        """All VMs, oldest first; ``limit`` is the size of a page."""
-        return self._client.pages(lambda cursor: calls.list_vms(state, name, limit, cursor))
+        """The VMs that meet all conditions, oldest first.
+
+        ``name`` is how names begin, ``host`` a host's id or name, ``tags`` are ``key=value`` or
+        ``key`` with any value; ``limit`` is the size of a page.
+        """
+        narrowed = calls.VmQuery(state, name, host, tags, project, limit)
+        return self._client.pages(lambda cursor: calls.list_vms(narrowed, cursor))
 
     async def get(self, ref: str) -> Vm:
         return await self._client.send(calls.get_vm(ref))
 
+    async def get_with_etag(self, ref: str) -> tuple[Vm, str]:
+        """A VM, and the ETag that lets a change require that it is still as it is here."""
+        return await self._client.send_for_etag(calls.get_vm(ref))
+
+    async def update(
+        self,
+        ref: str,
+        *,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+    ) -> Vm:
+        """Renames a VM or replaces all of its tags. Its guest is renamed at its next start."""
+        changes = changes_of(name, tags)
+        return await self._client.send(calls.update_vm(ref, changes, if_match))
+
     async def start(
-        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
+        self,
+        ref: str,
+        *,
+        wait: WaitState | None = None,
+        timeout_s: float | None = None,
+        if_match: str | None = None,
     ) -> None:
-        await self._client.send(calls.act_on_vm(ref, "start", wait, timeout_s))
+        await self._client.send(calls.act_on_vm(ref, "start", wait, timeout_s, if_match))
 
     async def stop(
         self,
@@ -121,23 +229,41 @@ class AsyncVms(AsyncDeviceChanges, AsyncGuestCalls):
         force: bool = False,
         grace_s: float | None = None,
         wait: WaitState | None = None,
+        if_match: str | None = None,
     ) -> None:
         """Asks the guest to power off; kills it after ``grace_s`` seconds, or at once."""
-        await self._client.send(calls.stop_vm(ref, force, grace_s, wait))
+        await self._client.send(calls.stop_vm(ref, force, grace_s, wait, if_match))
 
     async def pause(
-        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
+        self,
+        ref: str,
+        *,
+        wait: WaitState | None = None,
+        timeout_s: float | None = None,
+        if_match: str | None = None,
     ) -> None:
-        await self._client.send(calls.act_on_vm(ref, "pause", wait, timeout_s))
+        await self._client.send(calls.act_on_vm(ref, "pause", wait, timeout_s, if_match))
 
     async def resume(
-        self, ref: str, *, wait: WaitState | None = None, timeout_s: float | None = None
+        self,
+        ref: str,
+        *,
+        wait: WaitState | None = None,
+        timeout_s: float | None = None,
+        if_match: str | None = None,
     ) -> None:
-        await self._client.send(calls.act_on_vm(ref, "resume", wait, timeout_s))
+        await self._client.send(calls.act_on_vm(ref, "resume", wait, timeout_s, if_match))
 
-    async def delete(self, ref: str, *, wait: bool = True, timeout_s: float | None = None) -> None:
+    async def delete(
+        self,
+        ref: str,
+        *,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        if_match: str | None = None,
+    ) -> None:
         """Deletes a VM in whatever state it is."""
-        await self._client.send(calls.delete_vm(ref, wait, timeout_s))
+        await self._client.send(calls.delete_vm(ref, wait, timeout_s, if_match))
 
     async def logs(self, ref: str, *, source: LogSource = "console", tail: int = 100) -> LogChunk:
         return await self._client.send(calls.vm_logs(ref, source, tail))

@@ -73,6 +73,34 @@ def test_a_wrong_command_line_is_a_usage_error(wire: Wire, arguments: list[str])
     assert wire.asked == []
 
 
+def test_ls_narrows(wire: Wire) -> None:
+    done(wire, "ls", "--tag", "a=b", "--host", "one", "--project", "default")
+    assert wire.asked_for("GET", "/v1/vms") == [{"tag": "a=b", "host": "one", "project": "default"}]
+
+
+def test_rename(wire: Wire) -> None:
+    assert done(wire, "rename", "web", "new") == "new\n"
+    assert done_json(wire, "rename", "new", "newer", "-o", "json")["item"]["name"] == "newer"
+    assert call(wire, "rename", "newer", "Not A Name").returncode == 2
+    assert call(wire, "rename", "nobody", "x").returncode == 3
+
+
+def test_tag_changes_what_is_named_and_no_more(wire: Wire) -> None:
+    wire.vms = [make_vm("web", tags={"old": "1", "kept": "2"})]
+    wire.changes_between = 2
+    assert done(wire, "tag", "web", "new=a=b", "old-", "gone-") == (
+        "web: kept=2, theirs=1, new=a=b\n"
+    )
+    assert wire.vms[0].tags == {"kept": "2", "theirs": "1", "new": "a=b"}
+    assert done(wire, "tag", "web", "kept-", "-o", "name") == "web\n"
+
+
+@pytest.mark.parametrize("change", ["novalue", "-", "a b=c", "a=\n"])
+def test_what_is_no_tag_is_a_usage_error(wire: Wire, change: str) -> None:
+    assert call(wire, "tag", "web", "--", change).returncode == 2
+    assert wire.asked_for("PATCH", "/v1/vms/web") == []
+
+
 def test_ls_as_table_json_and_names(wire: Wire) -> None:
     wire.vms = [make_vm("one"), make_vm("two", state="paused"), make_vm("three")]
     table = done(wire, "ls").splitlines()

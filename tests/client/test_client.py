@@ -8,6 +8,7 @@ import pytest
 from nexus.api.images import ImageCreate
 from nexus.api.vms import VmCreate
 from nexus.client import (
+    ChangedError,
     Client,
     ConflictError,
     DeniedError,
@@ -16,6 +17,7 @@ from nexus.client import (
     NotReachable,
     WaitTimedOut,
 )
+from nexus.client.calls import vms as calls
 from tests.client.wire import TOKEN, Wire, make_vm
 
 
@@ -122,11 +124,49 @@ def test_reads_are_not_retried_for_ever(client: Client, wire: Wire) -> None:
     assert wire.failures == [503]
 
 
-def test_changes_are_never_retried(client: Client, wire: Wire) -> None:
+def test_a_post_is_retried_with_its_key(client: Client, wire: Wire) -> None:
+    wire.failures = [503, 502]
+    client.vms.create(VmCreate(name="once"))
+    client.vms.create(VmCreate(name="twice"), idempotency_key="mine")
+    first, second, third, fourth = wire.keys
+    assert first == second == third
+    assert first
+    assert fourth == "mine"
+
+
+def test_a_wait_that_ended_is_not_begun_again(client: Client, wire: Wire) -> None:
+    wire.failures = [504]
+    with pytest.raises(WaitTimedOut):
+        client.vms.create(VmCreate(name="once"), wait="running")
+    assert len(wire.keys) == 1
+
+
+def test_changes_without_a_key_are_never_retried(client: Client, wire: Wire) -> None:
     wire.failures = [503]
     with pytest.raises(NexusApiError):
-        client.vms.create(VmCreate(name="once"))
-    assert len(wire.asked_for("POST", "/v1/vms")) == 1
+        client.vms.delete("web")
+    wire.failures = [503]
+    with pytest.raises(NexusApiError):
+        client.vms.update("web", name="new")
+    assert [vm.name for vm in wire.vms] == ["web"]
+
+
+def test_a_list_is_narrowed(client: Client, wire: Wire) -> None:
+    list(client.vms.list(host="one", tags=["a=b", "c"], project="default", name="w"))
+    (query,) = wire.asked_for("GET", "/v1/vms")
+    assert query == {"host": "one", "tag": "c", "project": "default", "name": "w"}
+    narrowed = calls.list_vms(calls.VmQuery(tags=["a=b", "c"]), None)
+    assert narrowed.params() == (("tag", "a=b"), ("tag", "c"))
+
+
+def test_an_update_sends_what_was_given(client: Client, wire: Wire) -> None:
+    vm, etag = client.vms.get_with_etag("web")
+    assert client.vms.update("web", tags={}, if_match=etag).name == "web"
+    assert client.vms.update("web", name="new").id == vm.id
+    with pytest.raises(ChangedError, match="it has changed"):
+        client.vms.update("new", tags={"a": "1"}, if_match='"other"')
+    with pytest.raises(ValueError, match="name"):
+        client.vms.update("new", name="Not A Name")
 
 
 def test_an_answer_of_something_else_is_explained(client: Client, wire: Wire) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import anyio
-from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from nexus import httpd
@@ -33,7 +33,7 @@ from nexus.api.images import (
     ImageUploadComplete,
     ImageUploadCreate,
 )
-from nexus.api.vms import LogChunk, Vm, VmCreate, VmError, VmEvent, VmImage, VmNic
+from nexus.api.vms import LogChunk, Vm, VmCreate, VmError, VmEvent, VmImage, VmNic, VmUpdate
 from nexus.api.why import VmWhy
 from nexus.ids import new_id
 
@@ -128,6 +128,10 @@ class Wire:
     """How many bytes of each of the next bodies are taken before the connection breaks; none
     at all, and a refusal, below zero."""
     sha256: str | None = None
+    keys: list[str | None] = field(default_factory=list)
+    """The Idempotency-Key of every POST."""
+    changes_between = 0
+    """So many VMs change by themselves between a read and the change that follows."""
 
     def vm(self, ref: str) -> Vm:
         for vm in self.vms:
@@ -146,6 +150,8 @@ def make_app(wire: Wire) -> FastAPI:
     @app.middleware("http")
     async def gate(request: Request, go_on: Any) -> Any:
         wire.asked.append((request.method, request.url.path, dict(request.query_params)))
+        if request.method == "POST":
+            wire.keys.append(request.headers.get("idempotency-key"))
         if wire.failures:
             return JSONResponse({"no": "envelope"}, wire.failures.pop(0))
         return await go_on(request)
@@ -185,9 +191,33 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
         return Created(id=vm.id, item=vm)
 
     @app.get("/v1/vms/{ref}")
-    async def get(request: Request, ref: str) -> Item[Vm]:
+    async def get(request: Request, ref: str, response: Response) -> Item[Vm]:
         check(request)
-        return Item(item=wire.vm(ref))
+        vm = wire.vm(ref)
+        response.headers["etag"] = f'"{vm.generation}"'
+        return Item(item=vm)
+
+    @app.patch("/v1/vms/{ref}")
+    async def update(request: Request, ref: str, body: VmUpdate) -> Item[Vm]:
+        check(request)
+        vm = wire.vm(ref)
+        if wire.changes_between:
+            wire.changes_between -= 1
+            changed = {"generation": vm.generation + 1, "tags": {**vm.tags, "theirs": "1"}}
+            wire.vms[wire.vms.index(vm)] = vm = vm.model_copy(update=changed)
+        if request.headers.get("if-match") not in (None, f'"{vm.generation}"'):
+            return JSONResponse(  # type: ignore[return-value]
+                {
+                    "error": "precondition_failed",
+                    "message": "it has changed",
+                    "status": 412,
+                    "request_id": "r",
+                },
+                412,
+            )
+        given = body.model_dump(exclude_unset=True)
+        wire.vms[wire.vms.index(vm)] = vm = vm.model_copy(update=given)
+        return Item(item=vm)
 
     @app.patch("/v1/vms/{ref}/{device:path}")
     async def change_device(request: Request, ref: str, device: str) -> Item[Vm]:

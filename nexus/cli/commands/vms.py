@@ -85,15 +85,22 @@ def list_vms(
     context: typer.Context,
     state: Annotated[str | None, typer.Option("--state", help="Only VMs in this state.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Only names that begin so.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Only on this host.")] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option("--tag", help="Only with this tag: key=value, or key; repeatable."),
+    ] = None,
+    project: Annotated[str | None, typer.Option("--project", help="Only this project's.")] = None,
     output: Output = None,
 ) -> None:
     """List VMs.
 
-    Example: nexus ls --state running -o json
+    Example: nexus ls --state running --tag team=blue -o json
     """
     from nexus.cli import vms
 
-    vms.ls(session(context, output), state, name)
+    narrowed = vms.ListOptions(state=state, name=name, host=host, tags=tag or [], project=project)
+    vms.ls(session(context, output), narrowed)
 
 
 commands.command("ps", help="The same as ls.")(list_vms)

@@ -1,6 +1,7 @@
 """One call of the API as a value: what is sent, and how its answer is read."""
 
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from urllib.parse import quote
@@ -19,7 +20,7 @@ WAIT_GRACE_S = 10.0
 STALL_TIMEOUT_S = 120.0
 """How long the transfer of a file, either way, may stand still."""
 
-Query = Mapping[str, str | int | float | bool | None]
+Query = Mapping[str, str | int | float | bool | Sequence[str] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,35 @@ class Call(Generic[T]):
     timeout_s: float = DEFAULT_TIMEOUT_S
     probe: bool = False
     """Asks how things are at this moment: never retried."""
+    key: str | None = None
+    """The Idempotency-Key; made up for a POST that has none."""
+    if_match: str | None = None
+    """The ETag that the thing must have."""
 
     @property
     def retryable(self) -> bool:
-        """Whether sending it twice is the same as sending it once."""
-        return self.method == "GET" and not self.probe
+        """Whether sending it twice is the same as sending it once: a POST has its key."""
+        return self.method in ("GET", "POST") and not self.probe
 
-    def params(self) -> dict[str, str]:
-        return {name: _text(value) for name, value in self.query.items() if value is not None}
+    def headers(self) -> dict[str, str]:
+        """The call's own headers. Ask once for all attempts: the key is made here."""
+        made: dict[str, str] = {}
+        if self.body is not None:
+            made["content-type"] = "application/json"
+        if self.method == "POST":
+            made["idempotency-key"] = self.key or str(uuid.uuid4())
+        if self.if_match is not None:
+            made["if-match"] = self.if_match
+        return made
+
+    def params(self) -> tuple[tuple[str, str], ...]:
+        given: list[tuple[str, str]] = []
+        for name, value in self.query.items():
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                given += [(name, each) for each in value]
+            elif value is not None:
+                given.append((name, _text(value)))
+        return tuple(given)
 
     def content(self) -> bytes | None:
         if self.body is None:

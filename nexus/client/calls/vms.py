@@ -1,12 +1,17 @@
 """The calls of ``/v1/vms``."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from nexus.api.common import Created, Item, Page
-from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, WaitState
+from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, VmUpdate, WaitState
 from nexus.api.why import VmWhy
 from nexus.client.calls.call import Call, created, item, nothing, one, patience, waiting
 
 
-def create_vm(spec: VmCreate, wait: WaitState | None, timeout_s: float | None) -> Call[Vm]:
+def create_vm(
+    spec: VmCreate, wait: WaitState | None, timeout_s: float | None, key: str | None
+) -> Call[Vm]:
     return Call(
         "POST",
         "/v1/vms",
@@ -14,13 +19,32 @@ def create_vm(spec: VmCreate, wait: WaitState | None, timeout_s: float | None) -
         waiting(wait, timeout_s),
         spec,
         patience(wait, timeout_s),
+        key=key,
     )
 
 
-def list_vms(
-    state: VmState | None, name: str | None, limit: int | None, cursor: str | None
-) -> Call[Page[Vm]]:
-    query = {"state": state, "name": name, "limit": limit, "cursor": cursor}
+@dataclass(frozen=True, slots=True)
+class VmQuery:
+    """What a list of VMs is narrowed to."""
+
+    state: VmState | None = None
+    name: str | None = None
+    host: str | None = None
+    tags: Sequence[str] = ()
+    project: str | None = None
+    limit: int | None = None
+
+
+def list_vms(narrowed: VmQuery, cursor: str | None) -> Call[Page[Vm]]:
+    query = {
+        "state": narrowed.state,
+        "name": narrowed.name,
+        "host": narrowed.host,
+        "tag": narrowed.tags,
+        "project": narrowed.project,
+        "limit": narrowed.limit,
+        "cursor": cursor,
+    }
     return Call("GET", "/v1/vms", Page[Vm].model_validate_json, query)
 
 
@@ -28,17 +52,35 @@ def get_vm(ref: str) -> Call[Vm]:
     return Call("GET", one("/v1/vms", ref), item(Item[Vm]))
 
 
-def act_on_vm(ref: str, action: str, wait: WaitState | None, timeout_s: float | None) -> Call[None]:
+def update_vm(ref: str, changes: VmUpdate, if_match: str | None) -> Call[Vm]:
+    path = one("/v1/vms", ref)
+    return Call("PATCH", path, item(Item[Vm]), body=changes, if_match=if_match)
+
+
+def act_on_vm(
+    ref: str,
+    action: str,
+    wait: WaitState | None,
+    timeout_s: float | None,
+    if_match: str | None,
+) -> Call[None]:
     return Call(
         "POST",
         one("/v1/vms", ref, action),
         nothing,
         waiting(wait, timeout_s),
         timeout_s=patience(wait, timeout_s),
+        if_match=if_match,
     )
 
 
-def stop_vm(ref: str, force: bool, grace_s: float | None, wait: WaitState | None) -> Call[None]:
+def stop_vm(
+    ref: str,
+    force: bool,
+    grace_s: float | None,
+    wait: WaitState | None,
+    if_match: str | None,
+) -> Call[None]:
     """The manager's ``wait`` holds for the guest's grace and 50 s more."""
     query = {"force": force or None, "timeout_s": grace_s, "wait": wait}
     patience_s = (10.0 if grace_s is None else grace_s) + 50.0
@@ -48,10 +90,11 @@ def stop_vm(ref: str, force: bool, grace_s: float | None, wait: WaitState | None
         nothing,
         query,
         timeout_s=patience(wait, patience_s),
+        if_match=if_match,
     )
 
 
-def delete_vm(ref: str, wait: bool, timeout_s: float | None) -> Call[None]:
+def delete_vm(ref: str, wait: bool, timeout_s: float | None, if_match: str | None) -> Call[None]:
     until: WaitState | None = "deleted" if wait else None
     return Call(
         "DELETE",
@@ -59,6 +102,7 @@ def delete_vm(ref: str, wait: bool, timeout_s: float | None) -> Call[None]:
         nothing,
         waiting(until, timeout_s),
         timeout_s=patience(until, timeout_s),
+        if_match=if_match,
     )
 
 
