@@ -2,12 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import Path, Query
+from fastapi import Depends, Path, Query
 
 from nexus.api.common import Uuid, VmName
+from nexus.api.errors import ValidationFailed
 from nexus.api.guest import GuestPath
 from nexus.api.vms import WaitState
 from nexus.manager.security import Principal, require
+
+WAIT_S = 60.0
 
 VmRef = Annotated[VmName, Path(description="A VM's id, or its name.")]
 Writer = Annotated[Principal, require("vms:write")]
@@ -18,10 +21,29 @@ Project = Annotated[
     str | None,
     Query(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="The token's own project."),
 ]
-Wait_s = Annotated[
-    float,
-    Query(gt=0, le=600, allow_inf_nan=False, description="How long ``wait`` holds, in seconds."),
-]
+_HOLDS = "How long ``wait`` holds, in seconds; 60 unless given."
+
+
+def wait_seconds(
+    timeout: Annotated[
+        float | None, Query(gt=0, le=600, allow_inf_nan=False, description=_HOLDS)
+    ] = None,
+    timeout_s: Annotated[
+        float | None,
+        Query(gt=0, le=600, allow_inf_nan=False, description="The same as ``timeout``."),
+    ] = None,
+) -> float:
+    """``?timeout=``, or its older name. Raises ValidationFailed for two that differ."""
+    given = {value for value in (timeout, timeout_s) if value is not None}
+    if len(given) > 1:
+        raise ValidationFailed(
+            "timeout and timeout_s are one thing, and differ", suggestion="give timeout alone"
+        )
+    return given.pop() if given else WAIT_S
+
+
+Wait_s = Annotated[float, Depends(wait_seconds)]
+"""How long ``wait`` holds."""
 StopTimeout_s = Annotated[
     float,
     Query(
@@ -32,5 +54,4 @@ StopTimeout_s = Annotated[
     ),
 ]
 InGuest = Annotated[GuestPath, Query(description="An absolute path inside the guest.")]
-WAIT_S = 60.0
 STOP_TIMEOUT_S = 10.0
