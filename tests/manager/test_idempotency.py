@@ -31,8 +31,12 @@ SAMPLES: dict[str, Any] = {
     "/v1/vms/{ref}/stop": ANYTHING,
     "/v1/vms/{ref}/pause": ANYTHING,
     "/v1/vms/{ref}/resume": ANYTHING,
+    "/v1/vms/{ref}/reboot": ANYTHING,
+    "/v1/vms/actions": {"action": "pause", "ids": ["subject", "nobody-{n}"]},
     "/v1/images": {"kind": "rootfs", "name": "image-{n}", "host_path": "disk"},
     "/v1/images/builds": {"recipe": "busybox"},
+    "/v1/images/uploads": {"kind": "rootfs", "name": "upload-{n}"},
+    "/v1/images/uploads/{upload_id}/complete": ANYTHING,
 }
 """A body for every POST route that must succeed on a VM that runs. New routes add theirs."""
 
@@ -72,6 +76,8 @@ async def test_every_post_route_honours_the_key(
     (settings.image_root / "disk").write_bytes(b"a disk" * 100)
     vm = await manager.create(name="subject")
     path = route.replace("{ref}", vm["id"])
+    if "{upload_id}" in path:
+        path = path.replace("{upload_id}", await _sent(manager))
     body, other = (
         json.loads(json.dumps(SAMPLES[route]).replace("{n}", number)) for number in ("1", "2")
     )
@@ -91,6 +97,16 @@ async def test_every_post_route_honours_the_key(
         assert "the-first" in refused.json()["message"]
         assert str(datetime.now(UTC).year) in refused.json()["message"]
     assert await count(manager, IdempotencyRow) == 1
+
+
+async def _sent(manager: Manager) -> str:
+    """The id of an upload whose bytes are there."""
+    begun = await manager.http.post("/v1/images/uploads", json={"kind": "rootfs", "name": "sent"})
+    headers = {"content-type": "application/octet-stream", "upload-offset": "0"}
+    url = f"/v1/images/uploads/{begun.json()['id']}"
+    sent = await manager.http.patch(url, content=b"a disk" * 100, headers=headers)
+    assert sent.status_code == 200, sent.text
+    return str(begun.json()["id"])
 
 
 async def test_many_at_once_make_one_vm(manager: Manager) -> None:
