@@ -13,8 +13,9 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import anyio
 import structlog
 import uvicorn
 from fastapi import FastAPI, Request
@@ -23,7 +24,15 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from nexus.api.errors import ErrorBody, ErrorCode, NexusError, code_for_status
+from nexus.api.errors import (
+    ClientGone,
+    ErrorBody,
+    ErrorCode,
+    MethodNotAllowed,
+    NexusError,
+    PayloadTooLarge,
+    code_for_status,
+)
 from nexus.ids import new_id
 
 Scope = MutableMapping[str, Any]
@@ -31,6 +40,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+T = TypeVar("T")
 
 log = structlog.get_logger("http")
 
@@ -165,6 +175,45 @@ def envelope(
     return JSONResponse(body.model_dump(exclude_none=True), status_code=status)
 
 
+async def read_body(request: Request, most_bytes: int) -> bytes:
+    """The request's body. Raises PayloadTooLarge as soon as it is known to be larger than that."""
+    announced = request.headers.get("content-length", "0")
+    body = bytearray()
+    if not announced.isdecimal() or int(announced) <= most_bytes:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > most_bytes:
+                break
+        else:
+            return bytes(body)
+    raise PayloadTooLarge(f"the request body is larger than {most_bytes} bytes")
+
+
+async def while_connected(request: Request, work: Callable[[], Awaitable[T]]) -> T:
+    """Does work for a request whose body was read, and breaks it off when the client hangs up.
+
+    Raises ClientGone then, and whatever NexusError the work raises.
+    """
+    done: list[T] = []
+    failed: NexusError = ClientGone("the client hung up")
+    async with anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(watch)
+        try:
+            done.append(await work())
+        except NexusError as error:
+            failed = error
+        tasks.cancel_scope.cancel()
+    if done:
+        return done[0]
+    raise failed
+
+
 def request_id_of(request: Request) -> str:
     return str(request.state.request_id)
 
@@ -179,6 +228,8 @@ def answer(request_id: str, error: NexusError) -> JSONResponse:
         suggestion=error.suggestion,
         fault_message=error.fault_message,
     )
+    if isinstance(error, MethodNotAllowed):
+        response.headers["allow"] = error.allow
     if error.status == 401:
         response.headers["www-authenticate"] = "Bearer"
     return response

@@ -21,14 +21,15 @@ from nexus.agent.layout import Layout, is_vm_id
 from nexus.agent.settings import Settings
 from nexus.agent.tools import Tools
 from nexus.api.common import Ok, Page, Uuid
-from nexus.api.errors import BadRequest, InvalidState, NotFound, PathRefused
+from nexus.api.errors import BadRequest, InvalidState, NotFound
 from nexus.api.hosts import Capacity, Inventory
-from nexus.api.machines import Machine, MachineStatus
+from nexus.api.machines import VMM_BODY_BYTES, Machine, MachineStatus
 from nexus.api.vms import LogChunk, LogSource
 from nexus.ids import new_id
 
 VmId = Annotated[Uuid, Path()]
-PROXY_METHODS = ["GET", "PUT", "PATCH", "POST", "DELETE"]
+PROXY_METHODS = ["GET", "PUT", "PATCH", "POST", "DELETE", "HEAD", "OPTIONS", "TRACE"]
+"""All of them come to the proxy's own rules, which say what an endpoint takes."""
 
 
 def make_app(settings: Settings, tools: Tools, feed: Feed) -> httpd.App:
@@ -157,22 +158,22 @@ def _add_log_routes(app: FastAPI, watch: FileWatch) -> None:
 
 def _add_proxy(app: FastAPI) -> None:
     @app.api_route("/agent/v1/vms/{vm_id}/proxy/{path:path}", methods=PROXY_METHODS)
-    async def relay(
-        request: Request, vm_id: VmId, path: str, sock: Annotated[str | None, Query()] = None
-    ) -> Response:
-        machine = _fleet(request).get(vm_id)
-        if sock is not None and sock != str(machine.paths.socket):
-            raise PathRefused(
-                "the socket is the VM's own, and no other",
-                suggestion="leave ?sock= away",
-            )
-        body = await request.body()
-        endpoint = f"/{path}"
-        proxy.check(request.method, endpoint, body)
-        status, answer = await proxy.relay(machine.client, request.method, endpoint, body)
-        if endpoint == "/vm":
-            await machine.look()
-            machine.publish()
+    async def relay(request: Request, vm_id: VmId, path: str) -> Response:
+        machine, method, endpoint = _fleet(request).get(vm_id), request.method, f"/{path}"
+        query = request.query_params.multi_items()
+        proxy.check_address(request.scope["raw_path"], query, machine.paths.socket)
+        proxy.check_method(method, endpoint)
+        given = await httpd.read_body(request, VMM_BODY_BYTES)
+        body = proxy.checked_body(method, endpoint, given)
+        power = proxy.power_in(method, endpoint, body)
+
+        async def send() -> tuple[int, bytes]:
+            return await proxy.relay(machine.client, method, endpoint, body)
+
+        async def work() -> tuple[int, bytes]:
+            return await (machine.given_power(power, send) if power else send())
+
+        status, answer = await httpd.while_connected(request, work)
         media_type = "application/json" if answer else None
         return Response(answer, status_code=status, media_type=media_type)
 

@@ -7,8 +7,9 @@ step can run twice and can be cut off anywhere: what was begun is in ``status.js
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Literal, TypeVar
 
 import anyio
 import anyio.abc
@@ -16,6 +17,7 @@ import anyio.to_thread
 import structlog
 
 from nexus.agent import disks, faults, restarts, starting, tuning
+from nexus.agent.atomic import write_atomically
 from nexus.agent.attention import Attention
 from nexus.agent.ending import CONSOLE_LINES, Ending, how_it_ended, last_lines
 from nexus.agent.errors import StageFailed, disk_failure
@@ -36,6 +38,8 @@ KILL_TIMEOUT_S = 10.0
 API_TIMEOUT_S = 5.0
 ASK_AGAIN_S = 1.0
 """A guest that is still booting does not hear Ctrl-Alt-Del, so it is sent until it is down."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger("machine")
 
@@ -77,7 +81,8 @@ class MachineLife:
 
     @property
     def client(self) -> VmmClient:
-        return VmmClient(self.paths.socket, timeout_s=API_TIMEOUT_S)
+        pid = self.vmm.pid if self.vmm is not None else None
+        return VmmClient(self.paths.socket, timeout_s=API_TIMEOUT_S, server_pid=pid)
 
     # -- what others ask -------------------------------------------------------------------
 
@@ -119,9 +124,28 @@ class MachineLife:
             except VmmFailure as error:
                 log.warning("no answer from the VMM", vm=self.id, error=error.message)
 
-    def publish(self) -> None:
-        """Tells the readers of the event stream what is true now."""
+    async def given_power(
+        self, power: Literal["running", "paused"], send: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Has ``send`` pause or resume the guest past us. From now on that is what is wanted: it
+        is not taken back at the next look. What ``send`` raises leaves all as it was."""
+        before = self.desired
+        if before.power == "stopped":
+            return await send()
+        self.desired = given = before.model_copy(update={"power": power})
+        try:
+            answer = await send()
+        except BaseException:
+            if self.desired is given:
+                self.desired = before
+            raise
+        try:
+            write_atomically(self.paths.desired, self.desired.model_dump_json().encode())
+        except OSError as error:
+            log.error("a wish is not written down", vm=self.id, error=str(error))
+        await self.look()
         self._publish(self)
+        return answer
 
     def status(self) -> MachineStatus:
         """What is true now, without waiting for anything."""

@@ -1,5 +1,6 @@
 """The error envelope, and the exception that becomes it."""
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 from nexus.api.common import Wire
@@ -101,6 +102,24 @@ class PathRefused(NexusError):
 class NotFound(NexusError):
     code = "not_found"
     status = 404
+
+
+class MethodNotAllowed(NexusError):
+    """There is such a thing, and it is not used this way; ``allow`` is how it is."""
+
+    code = "method_not_allowed"
+    status = 405
+
+    def __init__(self, message: str, *, allow: Iterable[str], suggestion: str | None = None):
+        super().__init__(message, suggestion=suggestion)
+        self.allow = ", ".join(allow)
+
+
+class ClientGone(NexusError):
+    """The client hung up before there was an answer; nobody reads this one."""
+
+    code = "client_closed_request"
+    status = 499
 
 
 class Conflict(NexusError):

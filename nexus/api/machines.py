@@ -26,6 +26,10 @@ MachineState = Literal[
 ]
 
 
+VMM_BODY_BYTES = 51_200
+"""The largest request body that a VMM takes, Firecracker's own default."""
+
+
 class Blob(Wire):
     """Content of the image store, named by its hash."""
 

@@ -37,9 +37,13 @@ class VmmClient:
     a call.
     """
 
-    def __init__(self, socket: Path, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+    def __init__(
+        self, socket: Path, *, timeout_s: float = CALL_TIMEOUT_S, server_pid: int | None = None
+    ) -> None:
+        """With ``server_pid`` it speaks to that process only, and raises VmmImpostor for others."""
         self.socket = socket
         self.timeout_s = timeout_s
+        self.server_pid = server_pid
 
     # -- the instance ----------------------------------------------------------------------
 
@@ -188,7 +192,7 @@ class VmmClient:
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         try:
             with anyio.fail_after(limit_s):
-                return await exchange(self.socket, method, target, body)
+                return await exchange(self.socket, method, target, body, server_pid=self.server_pid)
         except TimeoutError as error:
             raise VmmTimeout(f"{method} {target}: no answer after {limit_s} s") from error
         except (

@@ -24,6 +24,10 @@ class VmmUnreachable(VmmFailure):
     """Nobody answers on the VMM's socket: not started, gone, or it died during the call."""
 
 
+class VmmImpostor(VmmUnreachable):
+    """Another process than the VMM serves its socket: a jailed VMM may have put a link there."""
+
+
 class VmmTimeout(VmmFailure):
     """The VMM did not answer in time; whether it acts on the request is not known."""
 

@@ -5,17 +5,24 @@ A connection a call costs a quarter of a pooled general-purpose client here (0.1
 """
 
 import os
+import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
 import h11
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketAttribute, SocketStream
+
+from nexus.vmm.errors import VmmImpostor
 
 # sun_path holds 108 bytes with its final NUL.
 MAX_SOCKET_PATH_BYTES = 107
-MAX_ANSWER_BYTES = 16 << 20
+MAX_ANSWER_BYTES = 1 << 20
+"""Answers are small; the largest is a metadata store, of ``VMM_BODY_BYTES`` by default."""
+_CREDENTIALS = struct.Struct("iII")
+"""``struct ucred``: pid, uid, gid."""
 
 
 @contextmanager
@@ -35,18 +42,30 @@ def connectable(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-async def exchange(path: Path, method: str, target: str, body: bytes | None) -> tuple[int, bytes]:
+async def exchange(
+    path: Path, method: str, target: str, body: bytes | None, *, server_pid: int | None = None
+) -> tuple[int, bytes]:
     """Sends one request and returns status and body of its answer.
 
-    Raises OSError and anyio's stream errors when the peer is not there or goes away,
+    With ``server_pid`` nothing is sent to a socket that another process serves. Raises
+    VmmImpostor then, OSError and anyio's stream errors when the peer is not there or goes away,
     h11.RemoteProtocolError when it does not speak HTTP.
     """
     http = h11.Connection(h11.CLIENT)
     with connectable(path) as name:
         stream = await anyio.connect_unix(name)
     async with stream:
+        if server_pid is not None and server_of(stream) != server_pid:
+            raise VmmImpostor(f"{path} is served by another process than the VMM")
         await stream.send(_request(http, method, target, body))
         return await _answer(http, stream)
+
+
+def server_of(stream: SocketStream) -> int:
+    """The process that listens at the other end of a unix socket, as the kernel knows it."""
+    raw = stream.extra(SocketAttribute.raw_socket)  # noqa: S610 - anyio's, no database
+    credentials = raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[0])
 
 
 def _request(http: h11.Connection, method: str, target: str, body: bytes | None) -> bytes:
