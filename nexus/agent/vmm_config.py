@@ -26,6 +26,12 @@ from nexus.vmm.types import (
 
 DEFAULT_KERNEL_ARGS = "console=ttyS0 reboot=k panic=1 quiet"
 
+ARP_EACH_FOR_ITSELF = (
+    "sysctl.net.ipv4.conf.all.arp_ignore=1 sysctl.net.ipv4.conf.all.arp_announce=2"
+)
+"""Linux answers for all its addresses on every NIC, so that what is meant for one NIC comes to
+another, past its limits (Documentation/networking/ip-sysctl.rst)."""
+
 GUEST_CID = 3
 """The guest's address on its vsock; each VMM has a vsock of its own, so that all may have this."""
 
@@ -36,6 +42,8 @@ def kernel_args(machine: Machine) -> str:
     parts = [machine.kernel_args if machine.kernel_args is not None else DEFAULT_KERNEL_ARGS]
     parts.append(f"nexus.hostname={machine.name}")
     parts += [f"nexus.ip={n.iface},{n.mac},{n.ip},{n.gateway or ''}" for n in machine.nics]
+    if len(machine.nics) > 1:
+        parts.append(ARP_EACH_FOR_ITSELF)
     servers = list(dict.fromkeys(server for nic in machine.nics for server in nic.dns))
     if servers:
         parts.append(f"nexus.dns={','.join(servers)}")

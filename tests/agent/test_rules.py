@@ -419,3 +419,11 @@ def test_a_guest_may_not_be_larger_than_its_host() -> None:
     head = "Filename Type Size Used Priority\n"
     assert swap_mib(head) == 0
     assert swap_mib(f"{head}/dev/vdb partition 2097148 0 -2\n/a\\040b file 1024 0 -3\n") == 2048
+
+
+def test_each_of_several_nics_answers_for_itself() -> None:
+    other = NIC.model_copy(update={"iface": "eth1", "gateway": None, "dns": []})
+    both = kernel_args(MACHINE.model_copy(update={"nics": [NIC, other]}))
+    assert "nexus.ip=eth1,06:00:0a:40:00:05,10.64.0.5/20, " in both
+    assert "sysctl.net.ipv4.conf.all.arp_ignore=1" in both
+    assert "sysctl" not in kernel_args(MACHINE)
