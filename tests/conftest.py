@@ -18,6 +18,7 @@ import pytest
 from tests.parts import (
     REPO,
     LinuxImages,
+    cached_debian_root,
     cached_guest_agent,
     cached_linux_images,
     cached_tiny_kernel,
@@ -90,6 +91,12 @@ def guest_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stack"]:
 
     with serving(tmp_path_factory.mktemp("g")) as stack:
         yield stack
+
+
+@pytest.fixture(scope="session")
+def debian_root() -> Path:
+    """A Debian root file system, built once for all test runs by ``scripts/test-parts``."""
+    return cached_debian_root()
 
 
 @pytest.fixture

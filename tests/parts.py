@@ -87,6 +87,20 @@ def cached_linux_images() -> LinuxImages:
     return LinuxImages(**{kind: Path(path) for kind, path in paths.items()})
 
 
+def cached_debian_root() -> Path:
+    """Builds the Debian root with ``python -m nexus.images`` when what goes into it changed."""
+    here = REPO / "nexus"
+    sources = [p for p in (here / "guest" / "debian").rglob("*") if p.is_file()]
+    sources += [here / "images" / f"{name}.py" for name in ("debian_root", "sources")]
+    newest = max(source.stat().st_mtime for source in sources)
+    with _locked("debian-root") as folder:
+        made = folder / "rootfs.ext4"
+        if not made.exists() or made.stat().st_mtime < newest:
+            folder.mkdir(exist_ok=True)
+            _build("debian", folder)
+        return made
+
+
 def _build(recipe: str, out: Path) -> dict[str, str]:
     done = subprocess.run(
         [sys.executable, "-m", "nexus.images", "build", recipe, "--out", str(out)],
@@ -103,3 +117,4 @@ def _build(recipe: str, out: Path) -> dict[str, str]:
 if __name__ == "__main__":
     cached_tiny_kernel()
     cached_linux_images()
+    cached_debian_root()

@@ -1,13 +1,13 @@
 """Images: named kernels, initrds and root file systems."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from nexus.api.common import ImageName, Sha256, Timestamp, Uuid, Wire
 
 ImageKind = Literal["kernel", "initrd", "rootfs"]
-ImageRecipe = Literal["debian-cloud", "busybox"]
+ImageRecipe = Literal["debian-cloud", "busybox", "debian"]
 BuildState = Literal["queued", "running", "succeeded", "failed"]
 
 ImageFormat = Literal["raw", "gzip", "xz", "zstd", "qcow2"]
@@ -39,8 +39,39 @@ class Image(Wire):
     created_at: Timestamp
 
 
-class ImageBuildCreate(Wire):
+PackageName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]{1,99}$", max_length=100)
+]
+"""A Debian package's name (Debian policy 5.6.1)."""
+
+
+class ImageBuildOptions(Wire):
+    """What a build is asked for beside its recipe."""
+
+    name: ImageName | None = None
+    """What the image is to be called; when absent, like the recipe."""
+    packages: Annotated[list[PackageName], Field(max_length=200)] = Field(default_factory=list)
+    """Installed beside the recipe's own; ``debian`` only."""
+    size_mib: Annotated[int, Field(strict=True, ge=64, le=1 << 20)] | None = None
+    """How large the disk is; ``debian`` only."""
+
+
+class ImageBuildCreate(ImageBuildOptions):
     recipe: ImageRecipe
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.packages and self.recipe != "debian":
+            raise ValueError("only the recipe debian takes packages")
+        if self.size_mib is not None and self.recipe != "debian":
+            raise ValueError("only the recipe debian takes a size")
+        if self.name is not None and self.recipe == "debian-cloud":
+            raise ValueError("debian-cloud makes a kernel and an initrd of that name")
+        return self
+
+    def options(self) -> ImageBuildOptions:
+        """Without the recipe."""
+        return ImageBuildOptions.model_validate(self.model_dump(exclude={"recipe"}))
 
 
 class ImageBuild(Wire):
@@ -48,6 +79,7 @@ class ImageBuild(Wire):
 
     id: Uuid
     recipe: ImageRecipe
+    options: ImageBuildOptions = Field(default_factory=ImageBuildOptions)
     state: BuildState
     progress: float
     """From 0 to 1."""

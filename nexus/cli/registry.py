@@ -1,11 +1,16 @@
 """What the commands on images and hosts do."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from nexus.api.images import (
     Image,
     ImageBuild,
+    ImageBuildCreate,
     ImageCreate,
     ImageFormat,
     ImageKind,
@@ -19,7 +24,7 @@ from nexus.cli.session import Session
 from nexus.client import Client, NexusApiError
 
 POLL_S = 0.2
-BUILD_TIMEOUT_S = 900.0
+BUILD_TIMEOUT_S = 1800.0
 
 
 def ls(session: Session, kind: ImageKind | None) -> None:
@@ -144,10 +149,16 @@ def remove(session: Session, refs: list[str]) -> None:
     each(session, refs, lambda client, ref: client.images.delete(ref))
 
 
-def build(session: Session, recipe: ImageRecipe) -> None:
+def build(session: Session, recipe: ImageRecipe, given: Mapping[str, object]) -> None:
     """Begins the build and follows it to its end. Ctrl-C leaves it running."""
+    try:
+        kept = {key: value for key, value in given.items() if value is not None}
+        asked = ImageBuildCreate.model_validate({"recipe": recipe, **kept})
+    except ValidationError as error:
+        raise UsageFault("; ".join(_words(problem) for problem in error.errors())) from error
     with session.client() as client:
-        done = _follow(client, client.images.build(recipe), quiet=session.output is not None)
+        begun = client.images.build(recipe, asked.options())
+        done = _follow(client, begun, quiet=session.output is not None)
     if done.state == "failed":
         raise NexusApiError(
             409,
@@ -158,7 +169,12 @@ def build(session: Session, recipe: ImageRecipe) -> None:
     if session.output == "json":
         print_json({"item": as_json(done)})
     elif session.output == "name":
-        print(recipe)
+        print(done.options.name or recipe)
+
+
+def _words(problem: ErrorDetails) -> str:
+    where = " ".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"].removeprefix("Value error, ")
 
 
 def _follow(client: Client, begun: ImageBuild, *, quiet: bool) -> ImageBuild:

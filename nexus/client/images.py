@@ -12,6 +12,7 @@ from nexus.api.images import (
     Image,
     ImageBuild,
     ImageBuildCreate,
+    ImageBuildOptions,
     ImageCreate,
     ImageFormat,
     ImageKind,
@@ -49,9 +50,10 @@ class Images:
     def delete(self, ref: str) -> None:
         self._client.send(calls.delete_image(ref))
 
-    def build(self, recipe: ImageRecipe) -> ImageBuild:
-        """Begins a build, or returns the one of this recipe that runs already."""
-        return self._client.send(calls.build_image(ImageBuildCreate(recipe=recipe)))
+    def build(self, recipe: ImageRecipe, options: ImageBuildOptions | None = None) -> ImageBuild:
+        """Begins a build, or returns the same one if it runs already."""
+        given = options.model_dump(exclude_defaults=True) if options else {}
+        return self._client.send(calls.build_image(ImageBuildCreate(recipe=recipe, **given)))
 
     def get_build(self, build_id: str) -> ImageBuild:
         return self._client.send(calls.get_build(build_id))
@@ -147,9 +149,12 @@ class AsyncImages:
     async def delete(self, ref: str) -> None:
         await self._client.send(calls.delete_image(ref))
 
-    async def build(self, recipe: ImageRecipe) -> ImageBuild:
-        """Begins a build, or returns the one of this recipe that runs already."""
-        return await self._client.send(calls.build_image(ImageBuildCreate(recipe=recipe)))
+    async def build(
+        self, recipe: ImageRecipe, options: ImageBuildOptions | None = None
+    ) -> ImageBuild:
+        """Begins a build, or returns the same one if it runs already."""
+        given = options.model_dump(exclude_defaults=True) if options else {}
+        return await self._client.send(calls.build_image(ImageBuildCreate(recipe=recipe, **given)))
 
     async def get_build(self, build_id: str) -> ImageBuild:
         return await self._client.send(calls.get_build(build_id))

@@ -1,4 +1,6 @@
-"""``python -m nexus.images build debian-cloud|busybox --out DIR [--refresh]``.
+"""``python -m nexus.images build debian-cloud|busybox|debian --out DIR [--refresh]``.
+
+``debian`` also takes ``--name NAME``, ``--package NAME`` (repeated) and ``--size-mib N``.
 
 Standard output is JSON lines: ``{"progress": 0.4, "step": "…"}`` while it works, and at the end
 ``{"artifacts": [{"kind", "name", "path"}]}`` or ``{"error", "suggestion"}`` with exit status 1.
@@ -8,33 +10,61 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from nexus.images import busybox, debian
+from nexus.images import busybox, debian, debian_root
 from nexus.images.debs import Packages
 from nexus.images.errors import ImageError
 
 Artifact = dict[str, str]
 
 
-def build_debian_cloud(out: Path, packages: Packages) -> list[Artifact]:
+@dataclass(frozen=True)
+class Order:
+    """What is to be built, where and from what."""
+
+    out: Path
+    packages: Packages
+    name: str | None
+    extra: tuple[str, ...]
+    size_mib: int | None
+
+
+def build_debian_cloud(order: Order) -> list[Artifact]:
     """Debian's cloud kernel and its initial RAM disk."""
-    made = debian.build(out, packages=packages, progress=say_progress)
+    made = debian.build(order.out, packages=order.packages, progress=say_progress)
     return [
         {"kind": "kernel", "name": "debian-cloud", "path": str(made.vmlinux)},
         {"kind": "initrd", "name": "debian-cloud", "path": str(made.initrd)},
     ]
 
 
-def build_busybox(out: Path, packages: Packages) -> list[Artifact]:
+def build_busybox(order: Order) -> list[Artifact]:
     """The busybox root file system."""
-    made = busybox.build(out, packages=packages, progress=say_progress)
-    return [{"kind": "rootfs", "name": "busybox", "path": str(made)}]
+    made = busybox.build(order.out, packages=order.packages, progress=say_progress)
+    return [_rootfs(order, "busybox", made)]
 
 
-RECIPES: dict[str, Callable[[Path, Packages], list[Artifact]]] = {
+def build_debian(order: Order) -> list[Artifact]:
+    """A Debian root file system with packages of one's choice."""
+    made = debian_root.build(
+        order.out,
+        packages=order.extra,
+        size_mib=order.size_mib or debian_root.SIZE_MIB,
+        progress=say_progress,
+    )
+    return [_rootfs(order, "debian", made)]
+
+
+def _rootfs(order: Order, name: str, path: Path) -> Artifact:
+    return {"kind": "rootfs", "name": order.name or name, "path": str(path)}
+
+
+RECIPES: dict[str, Callable[[Order], list[Artifact]]] = {
     "debian-cloud": build_debian_cloud,
     "busybox": build_busybox,
+    "debian": build_debian,
 }
 
 
@@ -55,10 +85,16 @@ def main(arguments: list[str] | None = None) -> int:
     build.add_argument("recipe", choices=sorted(RECIPES))
     build.add_argument("--out", type=Path, required=True, help="folder for what is built")
     build.add_argument("--refresh", action="store_true", help="fetch newer packages if there are")
+    build.add_argument("--name", help="what the root file system is called")
+    build.add_argument("--package", action="append", default=[], help="a Debian package to install")
+    build.add_argument("--size-mib", type=int, help="the disk's size")
     chosen = parser.parse_args(arguments)
     try:
         packages = Packages(refresh=chosen.refresh)
-        artifacts = RECIPES[chosen.recipe](chosen.out.absolute(), packages)
+        order = Order(
+            chosen.out.absolute(), packages, chosen.name, tuple(chosen.package), chosen.size_mib
+        )
+        artifacts = RECIPES[chosen.recipe](order)
     except ImageError as failed:
         say(error=str(failed), suggestion=failed.suggestion)
         return 1

@@ -1,20 +1,12 @@
-"""Looking at ext2, ext3 and ext4 file systems in files. Source: ext4(5), the kernel's ext4 docs."""
+"""Checking ext2, ext3 and ext4 file systems in files."""
 
 import os
-import struct
 import subprocess
 from pathlib import Path
 
-from nexus.images import confined
+from nexus.images import confined, ext4
 from nexus.images.errors import BadImage
 
-_SUPERBLOCK_AT = 1024
-_SUPERBLOCK_BYTES = 1024
-_MAGIC_AT = 0x38
-_MAGIC = b"\x53\xef"
-_INCOMPATIBLE_AT = 0x60
-_IS_64_BIT = 0x80
-_BLOCKS_HIGH_AT = 0x150
 _DAMAGED = 4
 """e2fsck(8): the lowest exit status that means errors were left, or the check itself failed."""
 _SHOWN_LINES = 3
@@ -26,10 +18,9 @@ def check(descriptor: int, path: Path) -> None:
     Nothing is written: ``e2fsck -n``. Other file systems and partitioned disks pass unread.
     Raises ToolMissing without e2fsck.
     """
-    head = os.pread(descriptor, _SUPERBLOCK_BYTES, _SUPERBLOCK_AT)
-    if head[_MAGIC_AT : _MAGIC_AT + 2] != _MAGIC or len(head) < _SUPERBLOCK_BYTES:
+    wanted = ext4.size_of(path)
+    if wanted is None:
         return
-    wanted = _size(head)
     length = os.fstat(descriptor).st_size
     if length < wanted:
         raise BadImage(
@@ -54,18 +45,6 @@ def check(descriptor: int, path: Path) -> None:
             f"the ext file system is damaged: {_problems(done.stdout, path)}",
             "repair the file, then give it again: e2fsck -fy FILE",
         )
-
-
-def _size(superblock: bytes) -> int:
-    """The bytes a file system takes up, by its superblock."""
-    (low,) = struct.unpack_from("<I", superblock, 4)
-    (shift,) = struct.unpack_from("<I", superblock, 0x18)
-    (incompatible,) = struct.unpack_from("<I", superblock, _INCOMPATIBLE_AT)
-    (high,) = struct.unpack_from("<I", superblock, _BLOCKS_HIGH_AT)
-    if shift > 6:
-        raise BadImage("the ext file system's superblock is damaged", "give another image")
-    blocks = low | (high << 32 if incompatible & _IS_64_BIT else 0)
-    return int(blocks << (10 + shift))
 
 
 def _problems(output: bytes, path: Path) -> str:

@@ -16,6 +16,7 @@ PACKAGE_OF = {
     "gzip": "gzip",
     "lz4": "lz4",
     "mke2fs": "e2fsprogs",
+    "mmdebstrap": "mmdebstrap",
     "prlimit": "util-linux",
     "qemu-img": "qemu-utils",
     "resize2fs": "e2fsprogs",

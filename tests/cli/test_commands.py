@@ -198,6 +198,15 @@ def test_image_build_follows_the_build(wire: Wire) -> None:
     assert b"busybox" in call(wire, "image", "build", "busybox").stderr
 
 
+def test_image_build_takes_packages_and_a_size(wire: Wire) -> None:
+    options = ["--name", "debian:12", "-p", "nginx", "-p", "curl", "--size", "2G"]
+    answer = done_json(wire, "image", "build", "debian", *options, "-o", "json")
+    expected = {"name": "debian:12", "packages": ["nginx", "curl"], "size_mib": 2048}
+    assert answer["item"]["options"] == expected
+    for wrong in (["busybox", "-p", "nginx"], ["debian", "-p", "a b"], ["debian", "--size", "x"]):
+        assert call(wire, "image", "build", *wrong).returncode == 2
+
+
 def test_hosts(wire: Wire) -> None:
     assert "host-one" in done(wire, "host", "ls")
     assert done_json(wire, "host", "ls", "-o", "json")["items"][0]["engine"] == "qemu"

@@ -386,6 +386,7 @@ def _add_rest(app: FastAPI, wire: Wire, check: Any) -> None:
         wire.build = ImageBuild(
             id=new_id(),
             recipe=body.recipe,
+            options=body.options(),
             state="queued",
             progress=0,
             step="waiting",

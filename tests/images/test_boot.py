@@ -76,11 +76,13 @@ class Guest:
 
 
 @contextmanager
-def qemu(images: LinuxImages, folder: Path, arguments: str, *devices: str) -> Iterator[Guest]:
+def qemu(
+    images: LinuxImages, folder: Path, arguments: str, *devices: str, mem_mib: int = 128
+) -> Iterator[Guest]:
     process = subprocess.Popen(
         [
             *("qemu-system-x86_64", "-M", "microvm,accel=tcg,pit=off,pic=off,rtc=on"),
-            *("-cpu", "max", "-m", "128", "-nodefaults", "-no-user-config", "-nographic"),
+            *("-cpu", "max", "-m", str(mem_mib), "-nodefaults", "-no-user-config", "-nographic"),
             *("-no-reboot", "-serial", "stdio", "-qmp", "unix:qmp,server=on,wait=off"),
             *("-kernel", str(images.kernel), "-initrd", str(images.initrd)),
             "-append",

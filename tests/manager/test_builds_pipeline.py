@@ -9,8 +9,10 @@ from pathlib import Path
 
 import anyio
 import pytest
+from pydantic import ValidationError
 
-from nexus.api.images import ImageBuild, ImageRecipe
+from nexus.api.errors import ValidationFailed
+from nexus.api.images import ImageBuild, ImageBuildCreate, ImageBuildOptions, ImageRecipe
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import ImageBuildRow
@@ -47,7 +49,7 @@ class Recipes:
         self.gate: Path | None = None
         self.begun = 0
 
-    def command(self, _recipe: ImageRecipe, out: Path) -> list[str]:
+    def command(self, _recipe: ImageRecipe, _options: ImageBuildOptions, out: Path) -> list[str]:
         self.begun += 1
         return [sys.executable, "-c", SCRIPT, str(out), self.content, str(self.gate or "")]
 
@@ -153,8 +155,45 @@ async def test_one_recipe_is_built_once_at_a_time(
         assert (await builds.start(db, CALLER, RECIPE)).id == queued.id
         recipes.gate.touch()
         await until(db, queued.id, "succeeded")
+        assert recipes.begun == 1
         assert (await builds.start(db, CALLER, RECIPE)).id != queued.id
-    assert recipes.begun == 1
+
+
+async def test_builds_with_other_options_are_other_builds(
+    db: Database, images: Images, recipes: Recipes
+) -> None:
+    plain = await builds.start(db, CALLER, "debian")
+    options = ImageBuildOptions(name="web", packages=["nginx"], size_mib=512)
+    web = await builds.start(db, CALLER, "debian", options)
+    assert web.id != plain.id
+    assert web.options == options
+    same = ImageBuildOptions(name="web", packages=["nginx"], size_mib=512)
+    assert (await builds.start(db, CALLER, "debian", same)).id == web.id
+    assert (await builds.start(db, CALLER, "debian", ImageBuildOptions())).id == plain.id
+    with pytest.raises(ValidationFailed):
+        await builds.start(db, CALLER, "debian", ImageBuildOptions(name="uploads"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"recipe": "busybox", "packages": ["nginx"]},
+        {"recipe": "busybox", "size_mib": 512},
+        {"recipe": "debian-cloud", "name": "x"},
+        {"recipe": "debian", "packages": ["-y"]},
+        {"recipe": "debian", "packages": ["a b"]},
+        {"recipe": "debian", "packages": ["a,b"]},
+        {"recipe": "debian", "packages": ["../x"]},
+        {"recipe": "debian", "packages": ["x/y"]},
+        {"recipe": "debian", "packages": ["curl"] * 201},
+        {"recipe": "debian", "size_mib": 1},
+        {"recipe": "debian", "size_mib": "512"},
+        {"recipe": "debian", "name": "../x"},
+    ],
+)
+def test_options_that_do_not_fit_are_refused(body: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        ImageBuildCreate.model_validate(body)
 
 
 async def test_a_failure_is_told_with_its_cure_and_leaves_nothing(

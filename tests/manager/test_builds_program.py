@@ -8,6 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from nexus.api.images import ImageBuildOptions
 from nexus.manager.pipelines.builder import BuildFailed, Built, build_command, run_build
 
 pytestmark = pytest.mark.anyio
@@ -127,7 +128,7 @@ async def test_secrets_stay_out_of_the_builds_environment(
 
 async def test_a_build_ends_with_its_manager(tmp_path: Path) -> None:
     """The real prefix of a build's command, under a parent that is killed."""
-    prefix = build_command("busybox", tmp_path)[:4]
+    prefix = build_command("busybox", ImageBuildOptions(), tmp_path)[:4]
     argv = [*prefix, "sleep", "600"]
     parent = (
         "import subprocess, sys, time\n"
@@ -145,3 +146,14 @@ async def test_a_build_ends_with_its_manager(tmp_path: Path) -> None:
     await process.wait()
     await process.aclose()
     await gone(child)
+
+
+def test_options_become_arguments_that_cannot_be_options(tmp_path: Path) -> None:
+    options = ImageBuildOptions(name="deb:12", packages=["nginx", "g++"], size_mib=2048)
+    assert build_command("debian", options, tmp_path)[-5:] == [
+        str(tmp_path),
+        "--name=deb:12",
+        "--size-mib=2048",
+        "--package=nginx",
+        "--package=g++",
+    ]

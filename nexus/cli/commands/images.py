@@ -71,16 +71,25 @@ def upload_image(
 @commands.command("build")
 def build_image(
     context: typer.Context,
-    recipe: Annotated[Literal["debian-cloud", "busybox"], typer.Argument()],
+    recipe: Annotated[Literal["debian-cloud", "busybox", "debian"], typer.Argument()],
+    name: Annotated[
+        str | None, typer.Option("--name", help="The image's name; else the recipe's.")
+    ] = None,
+    package: Annotated[
+        list[str] | None, typer.Option("--package", "-p", help="A Debian package to install.")
+    ] = None,
+    size: Annotated[str | None, typer.Option("--size", help="The disk's size, like 4G.")] = None,
     output: Output = None,
 ) -> None:
     """Build images from Debian's packages and register them.
 
-    Example: nexus image build busybox
+    Example: nexus image build debian --name debian:12 -p nginx -p curl --size 2G
     """
     from nexus.cli import registry
+    from nexus.cli.devices import mib
 
-    registry.build(session(context, output), recipe)
+    given = {"name": name, "packages": package, "size_mib": mib("--size", size) if size else None}
+    registry.build(session(context, output), recipe, given)
 
 
 @commands.command("show")

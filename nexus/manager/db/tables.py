@@ -26,7 +26,13 @@ from nexus.api.common import Engine
 from nexus.api.devices import ROOT_DRIVE, Balloon, DriveLimits
 from nexus.api.endings import LastExit, RestartPolicy
 from nexus.api.hosts import Capacity, HostNetwork, HostState
-from nexus.api.images import BuildState, ImageFormat, ImageKind, ImageRecipe
+from nexus.api.images import (
+    BuildState,
+    ImageBuildOptions,
+    ImageFormat,
+    ImageKind,
+    ImageRecipe,
+)
 from nexus.api.vms import VmError, VmState
 from nexus.manager.db.columns import StoredDrive, StoredImage, StoredNic, Typed, UtcDateTime
 
@@ -100,6 +106,9 @@ class ImageBuildRow(Leased, Base):
     id: Mapped[str] = mapped_column(String(36), primary_key=True)
     project: Mapped[str] = mapped_column(String(63), default="default")
     recipe: Mapped[ImageRecipe] = mapped_column(String(32))
+    options: Mapped[ImageBuildOptions] = mapped_column(
+        Typed(ImageBuildOptions), default=ImageBuildOptions
+    )
     state: Mapped[BuildState] = mapped_column(String(16), index=True)
     progress: Mapped[float] = mapped_column(Float, default=0.0)
     step: Mapped[str] = mapped_column(Text, default="")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import nexus
 from nexus.api.common import ImageName
-from nexus.api.images import ImageKind, ImageRecipe
+from nexus.api.images import ImageBuildOptions, ImageKind, ImageRecipe
 
 _LINE_BYTES = 1 << 16
 _TAIL_BYTES = 2000
@@ -62,9 +62,14 @@ class _Output:
     tail: bytes = b""
 
 
-def build_command(recipe: ImageRecipe, out: Path) -> list[str]:
+def build_command(recipe: ImageRecipe, options: ImageBuildOptions, out: Path) -> list[str]:
     """The program for a recipe. The kernel kills it when the manager dies."""
     build = [sys.executable, "-m", "nexus.images", "build", recipe, "--out", str(out)]
+    if options.name is not None:
+        build.append(f"--name={options.name}")
+    if options.size_mib is not None:
+        build.append(f"--size-mib={options.size_mib}")
+    build += [f"--package={name}" for name in options.packages]
     return ["setpriv", "--pdeathsig", "KILL", "--", *build]
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import NexusError
-from nexus.api.images import ImageRecipe
+from nexus.api.images import ImageBuildOptions, ImageRecipe
 from nexus.images.errors import ImageError
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import ImageBuildRow
@@ -34,10 +34,10 @@ POLL_S = 5.0
 """How late a build begins whose hint was lost."""
 MAX_RUNNING = 2
 MAX_ATTEMPTS = 3
-BUILD_TIMEOUT_S = 900.0
+BUILD_TIMEOUT_S = 1800.0
 REPORT_S = 0.3
 
-Command = Callable[[ImageRecipe, Path], list[str]]
+Command = Callable[[ImageRecipe, ImageBuildOptions, Path], list[str]]
 
 
 class _LeaseLost(Exception):
@@ -51,6 +51,7 @@ class _Job:
     id: str
     lease: str
     recipe: ImageRecipe
+    options: ImageBuildOptions
     caller: Caller
     progress: float = 0.0
     step: str = ""
@@ -118,7 +119,7 @@ class BuildPipeline:
                     continue
                 row.state, row.progress, row.step = "running", 0.0, "starting"
                 caller = Caller(row.actor, row.project, row.request_id, "images:write")
-                jobs.append(_Job(row.id, row.lease_token or "", row.recipe, caller))
+                jobs.append(_Job(row.id, row.lease_token or "", row.recipe, row.options, caller))
         return jobs
 
     async def _work(self, job: _Job) -> None:
@@ -144,7 +145,7 @@ class BuildPipeline:
 
         try:
             folder.mkdir(parents=True)
-            argv = self._command(job.recipe, folder)
+            argv = self._command(job.recipe, job.options, folder)
             built = await run_build(argv, said, timeout_s=self._timeout_s)
             job.step = "registering"
             await self._register(job, built)

@@ -27,9 +27,9 @@ class BuildQuery(Wire):
 async def create(
     request: Request, nexus: Nexus, principal: Writer, body: ImageBuildCreate
 ) -> Created[ImageBuild]:
-    """Queues a build, or answers with the one of this recipe that is not finished yet."""
+    """Queues a build, or answers with the same one that is not finished yet."""
     caller = caller_of(request, principal, "images:write")
-    build = await builds.start(nexus.db, caller, body.recipe)
+    build = await builds.start(nexus.db, caller, body.recipe, body.options())
     nexus.builds.hint()
     return Created(id=build.id, item=build)
 

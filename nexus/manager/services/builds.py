@@ -6,10 +6,11 @@ from sqlalchemy import select, text
 
 from nexus.api.common import Created, Page
 from nexus.api.errors import NotFound
-from nexus.api.images import BuildState, ImageBuild, ImageRecipe
+from nexus.api.images import BuildState, ImageBuild, ImageBuildOptions, ImageRecipe
 from nexus.ids import new_id
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import ImageBuildRow
+from nexus.manager.services.images import check_name
 from nexus.manager.uow import Caller, change
 
 ACTIVE: tuple[BuildState, ...] = ("queued", "running")
@@ -18,23 +19,36 @@ _LOCK = 7361990238
 """The PostgreSQL advisory lock under which builds are asked for."""
 
 
-async def start(db: Database, caller: Caller, recipe: ImageRecipe) -> ImageBuild:
-    """Queues a build; while one of the same recipe is queued or running, that one is the answer."""
+async def start(
+    db: Database,
+    caller: Caller,
+    recipe: ImageRecipe,
+    options: ImageBuildOptions | None = None,
+) -> ImageBuild:
+    """Queues a build; while the same one is queued or running, that one is the answer.
+
+    Raises ValidationFailed for a name that no image can have.
+    """
+    options = options or ImageBuildOptions()
+    if options.name is not None:
+        check_name(options.name)
     async with change(db, caller, "image_build.create") as unit:
         if not db.is_sqlite:
             await unit.session.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
-        row = await unit.session.scalar(
+        active = await unit.session.scalars(
             select(ImageBuildRow).where(
                 ImageBuildRow.project == caller.project,
                 ImageBuildRow.recipe == recipe,
                 ImageBuildRow.state.in_(ACTIVE),
             )
         )
+        row = next((found for found in active if found.options == options), None)
         if row is None:
             row = ImageBuildRow(
                 id=new_id(),
                 project=caller.project,
                 recipe=recipe,
+                options=options,
                 state="queued",
                 progress=0.0,
                 step="waiting",
@@ -48,7 +62,7 @@ async def start(db: Database, caller: Caller, recipe: ImageRecipe) -> ImageBuild
             )
             unit.session.add(row)
         unit.target = row.id
-        unit.after = {"recipe": recipe}
+        unit.after = {"recipe": recipe, **options.model_dump(mode="json", exclude_defaults=True)}
         build = wire(row)
         unit.answer = lambda: Created[ImageBuild](id=build.id, item=build)
         return build
@@ -80,6 +94,7 @@ def wire(row: ImageBuildRow) -> ImageBuild:
     return ImageBuild(
         id=row.id,
         recipe=row.recipe,
+        options=row.options,
         state=row.state,
         progress=row.progress,
         step=row.step,

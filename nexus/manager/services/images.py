@@ -107,10 +107,7 @@ class Images:
 
     async def refuse(self, session: AsyncSession, project: str, kind: ImageKind, name: str) -> None:
         """Raises ValidationFailed or NameTaken for a name that a new image cannot have."""
-        if name in _NOT_NAMES or _IS_ID.match(name):
-            raise ValidationFailed(
-                f"{name} cannot be an image's name", suggestion="choose another name"
-            )
+        check_name(name)
         row = await session.scalar(_named(project, kind, name))
         if row is not None:
             raise _taken(kind, name, row.id)
@@ -229,6 +226,14 @@ class Images:
         for sha256 in suspects - needed:
             await to_thread.run_sync(self.store.remove, sha256)
         return len(suspects - needed)
+
+
+def check_name(name: str) -> None:
+    """Raises ValidationFailed for a word that means something else where images are named."""
+    if name in _NOT_NAMES or _IS_ID.match(name):
+        raise ValidationFailed(
+            f"{name} cannot be an image's name", suggestion="choose another name"
+        )
 
 
 def _refusal(error: ImageError) -> NexusError:
