@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import InvalidHandshake
 
 from nexus.api.common import Page, Wire
-from nexus.api.errors import ErrorBody, HostUnreachable, NexusError, NotFound
+from nexus.api.errors import ErrorBody, HostUnreachable, MethodNotAllowed, NexusError, NotFound
 from nexus.api.guest import GuestEntry, GuestFile, GuestInfo, Written
 from nexus.api.hosts import Capacity, Inventory
 from nexus.api.machines import AgentEvent, Machine, MachineStatus
@@ -293,7 +293,11 @@ class Agent:
 
     def _refusal(self, answer: Answer) -> NexusError:
         try:
-            return AgentRefused(ErrorBody.model_validate_json(answer.content))
+            body = ErrorBody.model_validate_json(answer.content)
+            if body.status == 405:
+                allow = answer.headers.get("allow", "").split(", ")
+                return MethodNotAllowed(body.message, allow=allow, suggestion=body.suggestion)
+            return AgentRefused(body)
         except ValidationError as error:
             return self._nonsense(error)
 

@@ -125,6 +125,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     app.add_middleware(Idempotency, db=runtime.db, instance=runtime.instance)
     security.install(app, runtime.verifier)
+    app.add_middleware(proxy.ProxyBound)
     httpd.install(app)
     security.check_routes(app)
     return app

@@ -163,6 +163,20 @@ def settles(status: MachineStatus, power: WantedPower, boot: int) -> bool:
     return power == "stopped" and status.state == ("configured" if boot == 0 else "stopped")
 
 
+def changed_past_us(
+    status: MachineStatus, power: WantedPower, *, settled: bool
+) -> Literal["running", "paused"] | None:
+    """The power that somebody gave a settled VM through its own API: from now on that is wanted.
+
+    A VM that is on its way somewhere may show either; only a settled one tells of somebody else.
+    """
+    if settled and power == "running" and status.state == "paused":
+        return "paused"
+    if settled and power == "paused" and status.state == "running":
+        return "running"
+    return None
+
+
 def ended_by_itself(status: MachineStatus, power: WantedPower, boot: int) -> bool:
     """Whether the boot that should run has stopped for good: from now on ``stopped`` is wanted.
     One that its restart policy starts again has not."""

@@ -8,7 +8,7 @@ from nexus.api.machines import Blob, Machine, MachineNic, MachineStatus
 from nexus.api.vms import VmError, VmState
 from nexus.manager import devices, lifecycle
 from nexus.manager.db.columns import StoredImage
-from nexus.manager.db.tables import VmRow
+from nexus.manager.db.tables import VmRow, WantedPower
 from nexus.manager.uow import SYSTEM, Caller, vm_event
 
 STILL_WORKING_S = 0.5
@@ -71,13 +71,25 @@ def is_behind(row: VmRow, status: MachineStatus) -> bool:
     return newer and not row.unsettled and status.generation < row.generation
 
 
-def apply(session: AsyncSession, row: VmRow, status: MachineStatus, now: datetime) -> None:
-    """Writes a status into the row, with the events that tell of it. Twice is once."""
+def apply(
+    session: AsyncSession,
+    row: VmRow,
+    status: MachineStatus,
+    now: datetime,
+    at_api: Caller | None = None,
+) -> None:
+    """Writes a status into the row, with the events that tell of it. Twice is once.
+
+    ``at_api`` is who is at the VM's own API at this moment: what happened past us is theirs.
+    """
     if not is_news(row, status):
         return
     before = row.state
     power, boot = row.power, row.boot
+    past_us = lifecycle.changed_past_us(status, power, settled=not row.unsettled)
     caller = caller_of(row) if row.unsettled else SYSTEM
+    if past_us is not None and at_api is not None:
+        caller = at_api
     after = lifecycle.seen_state(status, before, power, boot)
     newly_configured = status.configured_at is not None and (
         row.configured_at is None or status.configured_at > row.configured_at
@@ -123,7 +135,9 @@ def apply(session: AsyncSession, row: VmRow, status: MachineStatus, now: datetim
     elif row.unsettled:
         row.next_attempt_at = now + timedelta(seconds=STILL_WORKING_S)
     if lifecycle.ended_by_itself(status, power, boot):
-        want_stopped(row, now)
+        want(row, "stopped", SYSTEM, now)
+    if past_us is not None:
+        want(row, past_us, caller, now)
 
 
 def fail(session: AsyncSession, row: VmRow, error: VmError, now: datetime) -> None:
@@ -147,11 +161,12 @@ def unsettle(row: VmRow, now: datetime) -> None:
     row.attempts = 0
 
 
-def want_stopped(row: VmRow, now: datetime) -> None:
-    """The guest ended its own boot: from now on that is what is wanted."""
-    row.power = "stopped"
+def want(row: VmRow, power: WantedPower, caller: Caller, now: datetime) -> None:
+    """What happened without being asked for here is what is wanted from now on: the guest ended
+    its own boot, or somebody paused or resumed it through its own API."""
+    row.power = power
     row.generation += 1
-    row.wanted_by, row.wanted_in = SYSTEM.actor, None
+    row.wanted_by, row.wanted_in = caller.actor, caller.request_id
     unsettle(row, now)
 
 

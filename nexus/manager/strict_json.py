@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from nexus import httpd
-from nexus.api.errors import BadRequest
+from nexus.api.errors import BadRequest, PayloadTooLarge
 from nexus.httpd import App, Message, Receive, Scope, Send
 
 MAX_DEPTH = 64
@@ -24,6 +24,13 @@ class StrictJson:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _is_json(scope):
             await self.app(scope, receive, send)
+            return
+        bound = scope["state"].get("body_bound")
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if bound is not None and announced.isdigit() and int(announced) > bound.max_bytes:
+            # Before a byte of it was read.
+            large = PayloadTooLarge(f"the request body is larger than {bound.max_bytes} bytes")
+            await httpd.answer(scope["state"]["request_id"], large)(scope, receive, send)
             return
         body = b""
         while True:

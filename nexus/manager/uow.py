@@ -9,15 +9,19 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import anyio
+from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Wire
-from nexus.api.errors import NexusError
+from nexus.api.errors import ClientGone, NexusError
 from nexus.api.vms import VmState
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import AuditRow, VmEventRow, VmRow
 from nexus.manager.etags import IfMatch
 from nexus.manager.keys import Claim
+
+PENDING = "pending"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,51 @@ async def change(
                 unit.session = session
                 session.add(_audit(unit, refusal.code))
         raise
+
+
+@dataclass(slots=True)
+class Deed:
+    """Something that is done outside of the database. ``after`` is told in its audit row."""
+
+    after: dict[str, object] | None = None
+
+
+@contextlib.asynccontextmanager
+async def deed(
+    db: Database, caller: Caller, action: str, *, target: str, before: dict[str, object]
+) -> AsyncIterator[Deed]:
+    """For what is done on a host and is not rolled back: its audit row says ``pending`` before it
+    begins, and how it ended afterwards. One that stays pending tells of a death in between."""
+    row = AuditRow(
+        project=caller.project,
+        actor=caller.actor,
+        permission=caller.permission,
+        action=action,
+        target=target,
+        before=before,
+        request_id=caller.request_id,
+        result=PENDING,
+        started_at=datetime.now(UTC),
+    )
+    async with db.write() as session:
+        session.add(row)
+        await session.flush()
+        row_id = row.id
+    done, result = Deed(), "internal"
+    try:
+        yield done
+        result = "ok"
+    except NexusError as refusal:
+        result = refusal.code
+        raise
+    except anyio.get_cancelled_exc_class():
+        result = ClientGone.code
+        raise
+    finally:
+        with anyio.CancelScope(shield=True):
+            async with db.write() as session:
+                ended = {"result": result, "finished_at": datetime.now(UTC), "after": done.after}
+                await session.execute(update(AuditRow).where(AuditRow.id == row_id).values(**ended))
 
 
 def _audit(unit: UnitOfWork, result: str) -> AuditRow:

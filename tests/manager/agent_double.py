@@ -43,6 +43,8 @@ class AgentDouble:
         self.hold: anyio.Event | None = None
         """While set, PUTs wait for it before they do anything."""
         self.faults: list[Callable[[], Response | None]] = []
+        self.hold_proxy: anyio.Event | None = None
+        """When set, proxied requests wait for it."""
         """Taken one by one: each may answer in place of the next PUT or DELETE."""
         self.lose_answers = 0
         """So many PUTs do their work and then break the connection."""
@@ -258,7 +260,13 @@ class AgentDouble:
             refusal = VmmFault("the VMM refused", fault_message="no balloon")
             refusal.status = 400
             raise refusal
-        self.proxied.append((vm_id, request.method, path, await request.body()))
+        body = await request.body()
+        self.proxied.append((vm_id, request.method, path, body))
+        if self.hold_proxy is not None:
+            await self.hold_proxy.wait()
+        if (request.method, path) == ("PATCH", "vm"):
+            states = {"Paused": "paused", "Resumed": "running"}
+            self.push(vm_id, state=states[json.loads(body)["state"]])
         return Response(status_code=204) if request.method != "GET" else JSONResponse({"ok": path})
 
     def _guest_socket(self, connection: HTTPConnection, vm_id: str) -> Path:

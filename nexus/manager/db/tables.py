@@ -372,6 +372,6 @@ class AuditRow(Base):
     after: Mapped[dict[str, object] | None] = mapped_column(Typed(dict[str, object]))
     request_id: Mapped[str | None] = mapped_column(String(128))
     result: Mapped[str] = mapped_column(String(64))
-    """``ok``, or the error code of the refusal."""
+    """``ok``, the error code of the refusal, or ``pending`` while it is done."""
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

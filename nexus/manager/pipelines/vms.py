@@ -3,8 +3,9 @@
 See docs/pipelines.md.
 """
 
+import contextlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -23,7 +24,7 @@ from nexus.manager.agents import Agents
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import VmRow
 from nexus.manager.pipelines import leases
-from nexus.manager.uow import vm_event
+from nexus.manager.uow import Caller, vm_event
 from nexus.manager.waiters import Waiters
 
 log = structlog.get_logger("pipeline.vms")
@@ -71,6 +72,7 @@ class VmPipeline:
         self.waiters = waiters
         self.instance = instance
         self._jobs: dict[str, _Job] = {}
+        self._at_api: dict[str, Caller] = {}
         self._wake = anyio.Event()
         self._slots = anyio.CapacityLimiter(PARALLEL)
         self._stops = anyio.CapacityLimiter(PARALLEL * 4)
@@ -121,6 +123,16 @@ class VmPipeline:
             job.call.cancel()
         else:
             self.hint()
+
+    @contextlib.contextmanager
+    def at_api(self, vm_id: str, caller: Caller) -> Iterator[None]:
+        """While somebody changes a VM through its own API: what is observed then is theirs."""
+        self._at_api[vm_id] = caller
+        try:
+            yield
+        finally:
+            if self._at_api.get(vm_id) is caller:
+                del self._at_api[vm_id]
 
     def heard(self, status: MachineStatus) -> bool:
         """Offers a pushed status. True when the VM is in work here and the worker will use it."""
@@ -232,7 +244,7 @@ class VmPipeline:
             and heard.observed_at > outcome.observed_at
         ):
             newest = heard
-        observe.apply(session, row, newest, now)
+        observe.apply(session, row, newest, now, self._at_api.get(row.id))
 
     def _apply_failure(
         self, session: AsyncSession, row: VmRow, error: NexusError, now: datetime
@@ -274,7 +286,7 @@ class VmPipeline:
             if observe.is_behind(row, status):
                 observe.unsettle(row, now)
             else:
-                observe.apply(session, row, status, now)
+                observe.apply(session, row, status, now, self._at_api.get(row.id))
             unsettled = row.unsettled
         self.waiters.notify(status.id)
         if unsettled:
