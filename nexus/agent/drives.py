@@ -41,7 +41,9 @@ def ensure_root(
         except ImageError as error:
             # It is the guest's by now, and the guest can mend and grow it better than we.
             log.warning("a root file system stays as large as it is", error=str(error))
-        _keep(fresh, target, owner)
+            fresh.unlink()
+        else:
+            _keep(fresh, target, owner)
     grow_file(target, size_mib)
 
 

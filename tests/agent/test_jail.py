@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from nexus.api.devices import DriveLimits
+from nexus.api.machines import MachineDrive
 from tests.agent.harness import Agent, until
 
 pytestmark = [pytest.mark.firecracker, pytest.mark.root]
@@ -27,7 +29,11 @@ def test_a_jailed_life(jailing: Agent, tiny_kernel: Path) -> None:
         file.truncate(8 << 20)
     rootfs = jailing.blob(image)
     before = jailing.traces()
-    machine = jailing.machine(tiny_kernel, rootfs=rootfs)
+    drives = [
+        MachineDrive(name="data", size_mib=4, blob=None, read_only=False),
+        MachineDrive(name="tools", size_mib=None, blob=rootfs, read_only=True),
+    ]
+    machine = jailing.machine(tiny_kernel, rootfs=rootfs, drives=drives)
     status = jailing.put(machine)
     assert (status.state, status.error) == ("running", None)
     process = Path(f"/proc/{status.pid}")
@@ -47,10 +53,16 @@ def test_a_jailed_life(jailing: Agent, tiny_kernel: Path) -> None:
     found = until("it is found", lambda: jailing.get(machine.id))
     assert found.pid == status.pid
 
-    second = machine.model_copy(update={"generation": 2, "boot": 2})
+    larger = drives[0].model_copy(update={"size_mib": 8, "limits": DriveLimits(iops=100)})
+    tuned = machine.model_copy(update={"generation": 2, "drives": [larger, drives[1]]})
+    status = jailing.put(tuned)
+    assert (status.pid, status.devices_applied) == (found.pid, True), status.devices_error
+    assert (root / "drive-data.img").stat().st_size == 8 << 20
+
+    second = machine.model_copy(update={"generation": 3, "boot": 2})
     again = jailing.put(second)
     assert (again.state, again.boot) == ("running", 2), again.error
-    stopped = jailing.put(second.model_copy(update={"generation": 3, "power": "stopped"}))
+    stopped = jailing.put(second.model_copy(update={"generation": 4, "power": "stopped"}))
     assert (stopped.state, stopped.exit_cause) == ("stopped", "stopped")
     jailing.delete(machine.id)
     assert jailing.traces() == before

@@ -204,3 +204,45 @@ def test_a_balloon_takes_memory_and_gives_it_back(
 
 def _token(installation: Installation) -> str:
     return Path(installation.ready["token_file"]).read_text().strip()
+
+
+@pytest.mark.firecracker
+def test_firecracker_is_told_at_creation_and_after_a_change(
+    firecracker_installation: Installation,
+) -> None:
+    before = machine_state(firecracker_installation.data)
+    cli = firecracker_installation.cli
+    arguments = ["busybox", "--kernel", "tiny", "--mem", "48", "--name", "told"]
+    arguments += ["--drive", "data,size=64M,bw=4", "--nic", "rx=8", "--balloon", "0"]
+    made = json.loads(cli("run", *arguments, "-o", "json"))["item"]
+    with firecracker_installation.http() as http:
+
+        def config() -> dict[str, Any]:
+            found: dict[str, Any] = http.get("/v1/vms/told/firecracker/vm/config").json()
+            return found
+
+        def bandwidth(limiter: dict[str, Any]) -> int:
+            bucket = limiter["bandwidth"]
+            return int(bucket["size"]) * 1000 // int(bucket["refill_time"])
+
+        drive, nic = config()["drives"][1], config()["network-interfaces"][0]
+        assert abs(bandwidth(drive["rate_limiter"]) / (4 * MIB) - 1) < 0.01
+        assert bandwidth(nic["rx_rate_limiter"]) == 8 * MBIT
+        cli("drive", "limit", "told", "data", "--bw", "20")
+        cli("drive", "grow", "told", "data", "128M")
+        cli("nic", "limit", "told", "eth0", "--rx", "none", "--tx", "40")
+        drive, nic = config()["drives"][1], config()["network-interfaces"][0]
+        assert bandwidth(drive["rate_limiter"]) == 20 * MIB
+        assert bandwidth(nic["tx_rate_limiter"]) == 40 * MBIT
+        # The tiny guest has no driver for a balloon; its VM goes on all the same.
+        cli("balloon", "told", "16M", code=1)
+        now = http.get("/v1/vms/told").json()["item"]
+        assert (now["state"], now["pid"], now["error"]) == ("running", made["pid"], None)
+        assert now["devices_error"]["fault_message"]
+        assert "activated" in cli("show", "told")
+        http.post("/v1/vms/told/stop?force=true&wait=stopped")
+        http.post("/v1/vms/told/start?wait=running")
+        assert config()["balloon"]["amount_mib"] == 16
+        assert http.get("/v1/vms/told").json()["item"]["devices_error"] is None
+    cli("rm", "-f", "told")
+    assert machine_state(firecracker_installation.data) == before
