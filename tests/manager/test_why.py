@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus import httpd
+from nexus.api.endings import LastExit
 from nexus.api.vms import Stage, VmError, VmEvent, VmState
 from nexus.api.why import VmWhy, WhyState
 from nexus.ids import new_id
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.anyio
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 VM = new_id()
+CRASH = LastExit(at=NOW, cause="crashed", message="it was killed")
 
 
 def told(*states: tuple[VmState, str], actor: str = "system") -> list[VmEvent]:
@@ -97,6 +99,33 @@ RUNS: list[tuple[VmState, str]] = [("requested", "created"), ("running", "starte
             Facts("web", "unknown", told(*RUNS, ("unknown", "host_lost"))),
             "its host does not answer",
             "nexus host ls",
+        ),
+        (
+            Facts("web", "running", told(*RUNS), restarts=2, last_exit=CRASH),
+            "web runs; its restart policy started it again 2 times, last because: it was killed",
+            "nexus console web",
+        ),
+        (
+            Facts(
+                "web",
+                "error",
+                told(*RUNS, ("error", "vmm_crashed")),
+                error=VmError(stage="run", message="it was killed"),
+                restarts=1,
+                restart_at=NOW,
+            ),
+            "again once; it is started again at 2026-01-02T00:00:00",
+            "nexus stop web",
+        ),
+        (
+            Facts(
+                "web",
+                "running",
+                told(*RUNS),
+                devices_error=VmError(stage="run", message="the VMM does not take a balloon"),
+            ),
+            "web runs; the VMM does not take a balloon",
+            "nexus console web",
         ),
         (Facts("web", "deleted", told(*RUNS, ("deleting", "deleted"))), "was deleted", "nexus ls"),
         (

@@ -1,11 +1,13 @@
 """Why a VM is as it is: its row, its events and the end of its log, put into words."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 import anyio
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from nexus.api.endings import LastExit
 from nexus.api.errors import NexusError, NotFound
 from nexus.api.vms import LogChunk, LogSource, VmError, VmEvent
 from nexus.api.why import VmWhy, WhyState
@@ -38,6 +40,13 @@ class Facts:
     error: VmError | None = None
     console: list[str] | None = None
     """The end of its console, if somebody could read it."""
+    restarts: int = 0
+    """How often its restart policy started it again."""
+    restart_at: datetime | None = None
+    """When it will do so next."""
+    last_exit: LastExit | None = None
+    devices_error: VmError | None = None
+    """Why its VMM does not take what is wanted of its devices."""
 
 
 async def why(db: Database, agents: Agents, ref: str, project: str) -> VmWhy:
@@ -60,6 +69,10 @@ async def why(db: Database, agents: Agents, ref: str, project: str) -> VmWhy:
             attempts=row.attempts,
             error=row.error,
             console=console,
+            restarts=row.restarts,
+            restart_at=row.restart_at,
+            last_exit=row.last_exit,
+            devices_error=row.devices_error,
         )
     turn = turning_point(facts)
     tail = chunk.lines if chunk is not None else []
@@ -109,11 +122,26 @@ def summary(facts: Facts) -> str:
         return said
     if facts.state == "running" and _panicked(facts):
         said += "; its kernel panicked and hangs"
+    said += _of_restarts(facts)
+    if facts.devices_error is not None and facts.state in ("running", "paused"):
+        said += f"; {facts.devices_error.message}"
     goal = _GOALS.get(facts.power) if facts.power is not None else None
     if facts.unsettled and facts.state in ("requested", "running", "paused") and goal:
         said += f"; it is to {goal}"
     if facts.attempts and facts.state != "unknown":
         said += f"; its host was asked {facts.attempts} times in vain, and is asked again"
+    return said
+
+
+def _of_restarts(facts: Facts) -> str:
+    said = ""
+    if facts.restarts and facts.state in ("running", "paused", "error", "stopped"):
+        times = "once" if facts.restarts == 1 else f"{facts.restarts} times"
+        last = f", last because: {facts.last_exit.message}" if facts.last_exit else ""
+        said = f"; its restart policy started it again {times}{last}"
+    if facts.restart_at is not None and facts.state in ("error", "stopped"):
+        at = facts.restart_at.isoformat(timespec="seconds")
+        said += f"; it is started again at {at}"
     return said
 
 
@@ -146,7 +174,7 @@ def _sentence(facts: Facts, turn: VmEvent) -> str:
     if facts.state == "stopped":
         plain = _STOPPED.get(turn.reason, f"is stopped: {turn.message}")
         return f"{facts.name} {plain}"
-    if facts.state == "deleted" and any("expire" in event.reason for event in facts.events):
+    if facts.state == "deleted" and any(event.reason == "expired" for event in facts.events):
         return f"{facts.name} was deleted because its time was up"
     return f"{facts.name} {_PLAIN[facts.state]}"
 
@@ -184,6 +212,8 @@ def next_commands(facts: Facts) -> list[str]:
             return [f"nexus stop --force {name}", f"nexus logs {name}"]
         case "stopped":
             return [f"nexus start {name}", f"nexus logs {name}"]
+        case "error" if facts.restart_at is not None:
+            return [f"nexus logs {name}", f"nexus stop {name}"]
         case "error":
             return [f"nexus logs {name} --source {log_of(facts.error)}", f"nexus start {name}"]
         case "deleting" | "unknown":
