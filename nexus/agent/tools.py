@@ -41,6 +41,9 @@ class Tools:
             return command.vmm_command(self.qemu, paths, scope=self.scope)
         if self.firecracker is None:
             raise FileNotFoundError(2, "not installed", "firecracker")
+        if jail is not None and not self.firecracker.exists():
+            # The jailer would say so only in the VM's console.
+            raise FileNotFoundError(2, "No such file or directory", str(self.firecracker))
         return command.vmm_command(
             [str(self.firecracker)],
             paths,

@@ -196,6 +196,75 @@ def test_no_memory_for_the_guest(agent: Agent, tiny_kernel: Path) -> None:
     assert agent.put(next_boot(machine.model_copy(update={"mem_mib": 32}))).state == "running"
 
 
+@pytest.mark.qemu
+def test_no_memory_for_a_guest_of_qemu(tiny_kernel: Path) -> None:
+    agent = Agent(NEXUS_ENGINE="qemu")
+    try:
+        agent.start()
+        before = agent.traces()
+        assert agent.process is not None
+        used = int(Path(f"/proc/{agent.process.pid}/statm").read_text().split()[0]) * 4096
+        resource.prlimit(agent.process.pid, resource.RLIMIT_AS, (used + 512 * MIB,) * 2)
+        machine = agent.machine(tiny_kernel, mem_mib=2048 + used // MIB)
+        error = failed(agent.put(machine), "configure")
+        assert "memory" in (error.fault_message or "")
+        assert "free -m" in (error.suggestion or "")
+        no_traces(agent, before)
+    finally:
+        agent.close()
+
+
+@pytest.mark.qemu
+def test_a_qemu_that_is_gone(linux_images: LinuxImages, tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for folder in ("/usr/sbin", "/usr/bin", "/sbin", "/bin"):
+        for program in Path(folder).iterdir():
+            if not (programs / program.name).is_symlink():
+                (programs / program.name).symlink_to(program)
+    agent = Agent(NEXUS_ENGINE="qemu", PATH=str(programs))
+    try:
+        agent.start()
+        before = agent.traces()
+        (programs / "qemu-system-x86_64").unlink()
+        machine = agent.machine(linux_images.kernel, mem_mib=128)
+        error = failed(agent.put(machine), "configure")
+        assert "qemu-system-x86_64" in (error.fault_message or "")
+        assert error.suggestion == "install it on the host: apt-get install qemu-system-x86"
+        no_traces(agent, before)
+        (programs / "qemu-system-x86_64").symlink_to("/usr/bin/qemu-system-x86_64")
+        status = agent.put(next_boot(machine))
+        assert (status.state, status.error) == ("running", None)
+    finally:
+        agent.close()
+
+
+def test_a_jailed_binary_that_is_gone(
+    firecracker_binary: Path, jailer_binary: Path, tiny_kernel: Path, tmp_path: Path
+) -> None:
+    for gone in ("firecracker", "jailer"):
+        folder = tmp_path / gone
+        folder.mkdir()
+        paths = {
+            "firecracker": Path(shutil.copy(firecracker_binary, folder / "firecracker")),
+            "jailer": Path(shutil.copy(jailer_binary, folder / "jailer")),
+        }
+        agent = Agent(
+            FC_BINARY=str(paths["firecracker"]),
+            JAILER_BINARY=str(paths["jailer"]),
+            NEXUS_JAILER="1",
+        )
+        try:
+            agent.start()
+            before = agent.traces()
+            paths[gone].unlink()
+            error = failed(agent.put(agent.machine(tiny_kernel)), "spawn")
+            assert str(paths[gone]) in error.message
+            no_traces(agent, before)
+        finally:
+            agent.close()
+
+
 def test_a_guest_larger_than_the_host(agent: Agent, tiny_kernel: Path) -> None:
     before = agent.traces()
     machine = agent.machine(tiny_kernel, mem_mib=1 << 20)
