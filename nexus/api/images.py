@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 from nexus.api.common import ImageName, Sha256, Timestamp, Uuid, Wire
 
 ImageKind = Literal["kernel", "initrd", "rootfs"]
-ImageRecipe = Literal["debian-cloud", "busybox", "debian"]
+ImageRecipe = Literal["debian-cloud", "busybox", "debian", "oci"]
 BuildState = Literal["queued", "running", "succeeded", "failed"]
 
 ImageFormat = Literal["raw", "gzip", "xz", "zstd", "qcow2"]
@@ -44,6 +44,15 @@ PackageName = Annotated[
 ]
 """A Debian package's name (Debian policy 5.6.1)."""
 
+OciSource = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(docker://|oci:|oci-archive:|docker-archive:)[!-~]{1,1024}$", max_length=1100
+    ),
+]
+"""``docker://REGISTRY/NAME:TAG``, or a layout or archive under the image root:
+``oci:FOLDER[:TAG]``, ``oci-archive:FILE[:TAG]``, ``docker-archive:FILE[:NAME:TAG]``."""
+
 
 class ImageBuildOptions(Wire):
     """What a build is asked for beside its recipe."""
@@ -53,7 +62,9 @@ class ImageBuildOptions(Wire):
     packages: Annotated[list[PackageName], Field(max_length=200)] = Field(default_factory=list)
     """Installed beside the recipe's own; ``debian`` only."""
     size_mib: Annotated[int, Field(strict=True, ge=64, le=1 << 20)] | None = None
-    """How large the disk is; ``debian`` only."""
+    """How large the disk is; ``debian`` and ``oci`` only."""
+    source: OciSource | None = None
+    """Where an ``oci`` image comes from."""
 
 
 class ImageBuildCreate(ImageBuildOptions):
@@ -63,10 +74,14 @@ class ImageBuildCreate(ImageBuildOptions):
     def _fits(self) -> Self:
         if self.packages and self.recipe != "debian":
             raise ValueError("only the recipe debian takes packages")
-        if self.size_mib is not None and self.recipe != "debian":
-            raise ValueError("only the recipe debian takes a size")
+        if self.size_mib is not None and self.recipe not in ("debian", "oci"):
+            raise ValueError("only the recipes debian and oci take a size")
         if self.name is not None and self.recipe == "debian-cloud":
             raise ValueError("debian-cloud makes a kernel and an initrd of that name")
+        if (self.source is not None) != (self.recipe == "oci"):
+            raise ValueError("the recipe oci, and no other, needs a source")
+        if self.recipe == "oci" and self.name is None:
+            raise ValueError("the recipe oci needs a name for the image")
         return self
 
     def options(self) -> ImageBuildOptions:

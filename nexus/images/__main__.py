@@ -1,6 +1,7 @@
-"""``python -m nexus.images build debian-cloud|busybox|debian --out DIR [--refresh]``.
+"""``python -m nexus.images build debian-cloud|busybox|debian|oci --out DIR [--refresh]``.
 
-``debian`` also takes ``--name NAME``, ``--package NAME`` (repeated) and ``--size-mib N``.
+``debian`` also takes ``--package NAME`` (repeated), ``oci`` needs ``--source``; both take
+``--size-mib N``. ``--name`` is what a root file system is called.
 
 Standard output is JSON lines: ``{"progress": 0.4, "step": "…"}`` while it works, and at the end
 ``{"artifacts": [{"kind", "name", "path"}]}`` or ``{"error", "suggestion"}`` with exit status 1.
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nexus.images import busybox, debian, debian_root
+from nexus.images import busybox, debian, debian_root, oci
 from nexus.images.debs import Packages
 from nexus.images.errors import ImageError
 
@@ -29,6 +30,7 @@ class Order:
     name: str | None
     extra: tuple[str, ...]
     size_mib: int | None
+    source: str
 
 
 def build_debian_cloud(order: Order) -> list[Artifact]:
@@ -57,6 +59,18 @@ def build_debian(order: Order) -> list[Artifact]:
     return [_rootfs(order, "debian", made)]
 
 
+def build_oci(order: Order) -> list[Artifact]:
+    """A root file system from a container's image."""
+    made = oci.build(
+        order.out,
+        order.source,
+        packages=order.packages,
+        size_mib=order.size_mib,
+        progress=say_progress,
+    )
+    return [_rootfs(order, "oci", made)]
+
+
 def _rootfs(order: Order, name: str, path: Path) -> Artifact:
     return {"kind": "rootfs", "name": order.name or name, "path": str(path)}
 
@@ -65,6 +79,7 @@ RECIPES: dict[str, Callable[[Order], list[Artifact]]] = {
     "debian-cloud": build_debian_cloud,
     "busybox": build_busybox,
     "debian": build_debian,
+    "oci": build_oci,
 }
 
 
@@ -88,11 +103,17 @@ def main(arguments: list[str] | None = None) -> int:
     build.add_argument("--name", help="what the root file system is called")
     build.add_argument("--package", action="append", default=[], help="a Debian package to install")
     build.add_argument("--size-mib", type=int, help="the disk's size")
+    build.add_argument("--source", default="", help="the image, as skopeo names it")
     chosen = parser.parse_args(arguments)
     try:
         packages = Packages(refresh=chosen.refresh)
         order = Order(
-            chosen.out.absolute(), packages, chosen.name, tuple(chosen.package), chosen.size_mib
+            out=chosen.out.absolute(),
+            packages=packages,
+            name=chosen.name,
+            extra=tuple(chosen.package),
+            size_mib=chosen.size_mib,
+            source=chosen.source,
         )
         artifacts = RECIPES[chosen.recipe](order)
     except ImageError as failed:

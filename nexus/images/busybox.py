@@ -103,8 +103,12 @@ def reset_times(tree: Path) -> None:
         os.utime(path, (0, 0), follow_symlinks=False)
 
 
-def make_ext4(tree: Path, image: Path, size_mib: int) -> None:
-    """Makes an ext4 image of a folder. All files belong to root, also when nobody here is root."""
+def make_ext4(tree: Path, image: Path, size_mib: int, *, alike: bool = True) -> None:
+    """Makes an ext4 image of a folder. All files belong to root, also when nobody here is root.
+
+    ``alike`` makes the same folder give the same image. It names every file to debugfs: not for
+    names that strangers chose.
+    """
     with image.open("wb") as file:
         file.truncate(size_mib << 20)
     image.chmod(0o644)
@@ -122,6 +126,8 @@ def make_ext4(tree: Path, image: Path, size_mib: int) -> None:
         ],
         environment=environment,
     )
+    if not alike:
+        return
     # mke2fs takes over the time at which each file was changed here, which nobody can set.
     names = ["/", *(f"/{path.relative_to(tree)}" for path in tree.rglob("*"))]
     commands = "".join(f'set_inode_field "{name}" ctime 0\n' for name in names)

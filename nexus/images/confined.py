@@ -7,12 +7,16 @@ TIMEOUT_S = 1800.0
 MEMORY_BYTES = 1 << 30
 
 
-def command(*arguments: str, file_bytes: int | None = None) -> list[str]:
+def command(
+    *arguments: str, file_bytes: int | None = None, memory_bytes: int | None = MEMORY_BYTES
+) -> list[str]:
     """A command line with bounds: memory, processor time, core dumps, the size of its files.
 
     It is killed when the thread that started it ends. Raises ToolMissing.
     """
-    bounds = [f"--as={MEMORY_BYTES}", f"--cpu={TIMEOUT_S:.0f}", "--core=0"]
+    bounds = [f"--cpu={TIMEOUT_S:.0f}", "--core=0"]
+    if memory_bytes is not None:
+        bounds.append(f"--as={memory_bytes}")
     if file_bytes is not None:
         bounds.append(f"--fsize={file_bytes}")
     return [

@@ -21,6 +21,8 @@ PACKAGE_OF = {
     "qemu-img": "qemu-utils",
     "resize2fs": "e2fsprogs",
     "setpriv": "util-linux",
+    "skopeo": "skopeo",
+    "umoci": "umoci",
     "unshare": "util-linux",
     "xz": "xz-utils",
     "zstd": "zstd",
@@ -67,13 +69,21 @@ def run(
         )
     except subprocess.TimeoutExpired as slow:
         raise BuildError(
-            f"{arguments[0]} did not end within {timeout_s:.0f} s",
+            f"{_name(arguments)} did not end within {timeout_s:.0f} s",
             suggestion or "try again when the machine is less busy",
         ) from slow
     if done.returncode not in accept:
         said = done.stderr.decode(errors="replace").strip().splitlines()[-TAIL_LINES:]
         raise BuildError(
-            f"{arguments[0]} failed with status {done.returncode}: " + "; ".join(said),
+            f"{_name(arguments)} failed with status {done.returncode}: " + "; ".join(said),
             suggestion or f"run it by hand to see more: {' '.join(arguments)}",
         )
     return done.stdout
+
+
+def _name(arguments: Sequence[str]) -> str:
+    """The program that was meant: what comes after the last ``--`` of those that start others."""
+    rest = list(arguments)
+    while rest[0].endswith(("/setpriv", "/prlimit")) and "--" in rest:
+        rest = rest[rest.index("--") + 1 :]
+    return Path(rest[0]).name

@@ -202,8 +202,18 @@ def test_image_build_takes_packages_and_a_size(wire: Wire) -> None:
     options = ["--name", "debian:12", "-p", "nginx", "-p", "curl", "--size", "2G"]
     answer = done_json(wire, "image", "build", "debian", *options, "-o", "json")
     expected = {"name": "debian:12", "packages": ["nginx", "curl"], "size_mib": 2048}
-    assert answer["item"]["options"] == expected
-    for wrong in (["busybox", "-p", "nginx"], ["debian", "-p", "a b"], ["debian", "--size", "x"]):
+    assert answer["item"]["options"] == expected | {"source": None}
+    source = "docker://registry.example/team/app:1.0"
+    answer = done_json(wire, "image", "build", "oci", source, "--name", "app:1.0", "-o", "json")
+    assert answer["item"]["options"]["source"] == source
+    for wrong in (
+        ["busybox", "-p", "nginx"],
+        ["debian", "-p", "a b"],
+        ["debian", "--size", "x"],
+        ["oci", "--name", "x"],
+        ["oci", source],
+        ["oci", "/etc", "--name", "x"],
+    ):
         assert call(wire, "image", "build", *wrong).returncode == 2
 
 

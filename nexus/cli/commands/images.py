@@ -71,7 +71,11 @@ def upload_image(
 @commands.command("build")
 def build_image(
     context: typer.Context,
-    recipe: Annotated[Literal["debian-cloud", "busybox", "debian"], typer.Argument()],
+    recipe: Annotated[Literal["debian-cloud", "busybox", "debian", "oci"], typer.Argument()],
+    source: Annotated[
+        str | None,
+        typer.Argument(help="For oci: docker://REGISTRY/NAME:TAG, oci:FOLDER, oci-archive:FILE."),
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="The image's name; else the recipe's.")
     ] = None,
@@ -81,14 +85,19 @@ def build_image(
     size: Annotated[str | None, typer.Option("--size", help="The disk's size, like 4G.")] = None,
     output: Output = None,
 ) -> None:
-    """Build images from Debian's packages and register them.
+    """Build images from Debian's packages or a container's image, and register them.
 
     Example: nexus image build debian --name debian:12 -p nginx -p curl --size 2G
     """
     from nexus.cli import registry
     from nexus.cli.devices import mib
 
-    given = {"name": name, "packages": package, "size_mib": mib("--size", size) if size else None}
+    given = {
+        "name": name,
+        "packages": package,
+        "size_mib": mib("--size", size) if size else None,
+        "source": source,
+    }
     registry.build(session(context, output), recipe, given)
 
 

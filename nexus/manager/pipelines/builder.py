@@ -69,6 +69,8 @@ def build_command(recipe: ImageRecipe, options: ImageBuildOptions, out: Path) ->
         build.append(f"--name={options.name}")
     if options.size_mib is not None:
         build.append(f"--size-mib={options.size_mib}")
+    if options.source is not None:
+        build.append(f"--source={options.source}")
     build += [f"--package={name}" for name in options.packages]
     return ["setpriv", "--pdeathsig", "KILL", "--", *build]
 

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from nexus.api.errors import NexusError
 from nexus.api.images import ImageBuildOptions, ImageRecipe
 from nexus.images.errors import ImageError
+from nexus.manager import oci_sources
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import ImageBuildRow
 from nexus.manager.pipelines import leases
@@ -145,7 +146,8 @@ class BuildPipeline:
 
         try:
             folder.mkdir(parents=True)
-            argv = self._command(job.recipe, job.options, folder)
+            options = await self._staged(job, folder)
+            argv = self._command(job.recipe, options, folder)
             built = await run_build(argv, said, timeout_s=self._timeout_s)
             job.step = "registering"
             await self._register(job, built)
@@ -156,6 +158,15 @@ class BuildPipeline:
                 row = await self._held(session, job)
                 _fail(row, datetime.now(UTC), f"{failure}; {cure}" if cure else str(failure))
 
+    async def _staged(self, job: _Job, folder: Path) -> ImageBuildOptions:
+        """The build's options, with files under the image root copied into its folder."""
+        if job.options.source is None:
+            return job.options
+        job.step = "copying the image"
+        settings = self._images.settings
+        source = await to_thread.run_sync(oci_sources.stage, settings, job.options.source, folder)
+        return job.options.model_copy(update={"source": source})
+
     async def _register(self, job: _Job, built: list[Built]) -> None:
         """Content into the store, then names and the build's end in one transaction."""
         artifacts = [await self._keep(item) for item in built]
@@ -165,7 +176,8 @@ class BuildPipeline:
                     await self._keep(item)
             async with change(self._db, job.caller, "image.build", target=job.id) as unit:
                 row = await self._held(unit.session, job)
-                put = await self._images.put(unit, artifacts, f"recipe:{job.recipe}")
+                source = job.options.source or f"recipe:{job.recipe}"
+                put = await self._images.put(unit, artifacts, source)
                 row.state, row.progress, row.step = "succeeded", 1.0, "done"
                 row.images, row.error, row.updated_at = put.ids, None, unit.at
                 leases.release(row)

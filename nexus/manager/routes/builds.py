@@ -2,10 +2,12 @@
 
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 
 from nexus.api.common import Created, Item, Page, Uuid, Wire
 from nexus.api.images import ImageBuild, ImageBuildCreate
+from nexus.manager import oci_sources
 from nexus.manager.runtime import Nexus, caller_of
 from nexus.manager.security import Principal, require
 from nexus.manager.services import builds
@@ -29,6 +31,8 @@ async def create(
 ) -> Created[ImageBuild]:
     """Queues a build, or answers with the same one that is not finished yet."""
     caller = caller_of(request, principal, "images:write")
+    if body.source is not None:
+        await to_thread.run_sync(oci_sources.check, nexus.settings, body.source)
     build = await builds.start(nexus.db, caller, body.recipe, body.options())
     nexus.builds.hint()
     return Created(id=build.id, item=build)
