@@ -10,6 +10,7 @@ from nexus.cli.commands import (
     balloon,
     drives,
     events,
+    firecracker,
     hosts,
     images,
     labels,
@@ -52,7 +53,7 @@ def options(
     context.obj = Session(url=url, token_file=token_file, data=data, output=output)
 
 
-for group in (vms, labels, power, balloon, logs, events):
+for group in (vms, labels, power, balloon, logs, events, firecracker):
     app.add_typer(group.commands)
 app.add_typer(drives.commands, name="drive")
 app.add_typer(nics.commands, name="nic")

@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from pydantic import JsonValue
+
 from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, VmUpdate, WaitState
 from nexus.api.why import VmWhy
 from nexus.client.calls import vms as calls
@@ -142,6 +144,11 @@ class Vms(DeviceChanges, GuestCalls):
         """The last ``tail`` lines, then what is written, as it is written."""
         return self._client.stream(calls.follow_vm_logs(ref, source, tail))
 
+    def firecracker(self, ref: str, method: str, path: str, body: JsonValue = None) -> JsonValue:
+        """A request to the VMM's own API, ``("web", "GET", "/vm/config")``: its answer's JSON, or
+        None. What it changes is observed and not taken back."""
+        return self._client.send(calls.firecracker(ref, method, path, body))
+
     def console(self, ref: str) -> AbstractContextManager["Console"]:
         """``with client.vms.console(ref) as console``: the serial console, both ways."""
         return self._client.console(ref)
@@ -273,6 +280,13 @@ class AsyncVms(AsyncDeviceChanges, AsyncGuestCalls):
     ) -> AsyncIterator[bytes]:
         """The last ``tail`` lines, then what is written, as it is written."""
         return self._client.stream(calls.follow_vm_logs(ref, source, tail))
+
+    async def firecracker(
+        self, ref: str, method: str, path: str, body: JsonValue = None
+    ) -> JsonValue:
+        """A request to the VMM's own API, ``("web", "GET", "/vm/config")``: its answer's JSON, or
+        None. What it changes is observed and not taken back."""
+        return await self._client.send(calls.firecracker(ref, method, path, body))
 
     def console(self, ref: str) -> AbstractAsyncContextManager["AsyncConsole"]:
         """``async with client.vms.console(ref) as console``: the serial console, both ways."""

@@ -133,6 +133,14 @@ def test_why_ends_with_what_to_type(wire: Wire) -> None:
     assert call(wire, "why", "nobody").returncode == 3
 
 
+def test_the_vmms_own_api(wire: Wire) -> None:
+    assert done_json(wire, "firecracker", "web", "GET", "/vm/config") == {"asked": "vm/config"}
+    assert done(wire, "firecracker", "web", "patch", "vm", '{"state": "Paused"}') == ""
+    assert wire.bodies == [{"state": "Paused"}]
+    assert call(wire, "firecracker", "web", "PATCH", "vm", "{").returncode == 2
+    assert call(wire, "firecracker", "web", "DELETE", "vm").returncode == 2
+
+
 def test_show_says_why_a_vm_failed(wire: Wire) -> None:
     error = VmError(stage="disk", message="no space", suggestion="df -h", log_tail=["a line"])
     wire.vms = [make_vm("web", state="error", error=error)]

@@ -34,6 +34,14 @@ def test_list_reads_every_page(client: Client, wire: Wire) -> None:
     assert len(wire.asked_for("GET", "/v1/vms")) == 3
 
 
+def test_the_vmms_own_api(client: Client, wire: Wire) -> None:
+    assert client.vms.firecracker("web", "get", "/vm/config") == {"asked": "vm/config"}
+    assert client.vms.firecracker("web", "PATCH", "vm", {"state": "Paused"}) is None
+    assert wire.bodies == [{"state": "Paused"}]
+    with pytest.raises(NotFoundError):
+        client.vms.firecracker("nobody", "GET", "/")
+
+
 def test_why(client: Client) -> None:
     found = client.vms.why("web")
     assert (found.summary, found.state) == ("web could not start", "error")

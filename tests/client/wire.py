@@ -170,6 +170,17 @@ def make_app(wire: Wire) -> FastAPI:
 
 
 def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
+    @app.api_route(
+        "/v1/vms/{ref}/firecracker/{path:path}", methods=["GET", "PATCH"], response_model=None
+    )
+    async def firecracker(request: Request, ref: str, path: str) -> Response | dict[str, str]:
+        check(request)
+        wire.vm(ref)
+        if request.method == "GET":
+            return {"asked": path}
+        wire.bodies.append(await request.json())
+        return Response(status_code=204)
+
     @app.get("/v1/vms")
     async def list_vms(request: Request, cursor: int = 0, limit: int = 2) -> Page[Vm]:
         check(request)

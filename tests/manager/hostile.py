@@ -390,7 +390,18 @@ def hostile_requests(vm: str, image_id: str) -> list[Hostile]:
     ]
     made += [
         Hostile("POST", "/v1/images/builds", [*JSON], json.dumps({"recipe": recipe}).encode())
-        for recipe in ("", "BUSYBOX", "../x", "debian-of-old", "busybox; id", 1, None, [], {}, "--help")
+        for recipe in (
+            "",
+            "BUSYBOX",
+            "../x",
+            "debian-of-old",
+            "busybox; id",
+            1,
+            None,
+            [],
+            {},
+            "--help",
+        )
     ]
     made += [
         Hostile(method, f"{base}/{ref}")

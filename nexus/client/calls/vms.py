@@ -1,7 +1,11 @@
 """The calls of ``/v1/vms``."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
+
+from pydantic import JsonValue, RootModel
 
 from nexus.api.common import Created, Item, Page
 from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, VmUpdate, WaitState
@@ -123,6 +127,19 @@ def vm_events(ref: str, limit: int | None, cursor: str | None) -> Call[Page[VmEv
 
 def vm_why(ref: str) -> Call[VmWhy]:
     return Call("GET", one("/v1/vms", ref, "why"), item(Item[VmWhy]))
+
+
+class _Json(RootModel[JsonValue]):
+    """A body that is the VMM's business, not ours."""
+
+
+def firecracker(ref: str, method: str, path: str, body: JsonValue) -> Call[JsonValue]:
+    return Call(
+        method.upper(),
+        one("/v1/vms", ref, "firecracker", quote(path.lstrip("/"), safe="/")),
+        lambda content: json.loads(content) if content else None,
+        body=None if body is None else _Json(body),
+    )
 
 
 def console_path(ref: str) -> str:
