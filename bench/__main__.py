@@ -8,7 +8,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import create, linux
+from bench import create, fleet, linux
 from bench.table import machine, markdown
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -18,6 +18,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=100, help="creates on Firecracker")
     parser.add_argument("--linux-rounds", type=int, default=10, help="creates of Linux VMs")
+    parser.add_argument("--fleet-rounds", type=int, default=5, help="creates of many VMs at once")
+    parser.add_argument("--fleet", type=int, default=100, help="how many VMs these are")
+    parser.add_argument("--only", choices=["create", "fleet", "linux"], help="one table")
     parser.add_argument("--save", action="store_true", help="append the tables to RESULTS.md")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -27,10 +30,13 @@ def main() -> None:
         sys.exit(subprocess.run(["unshare", "--net", "--", *command], check=False).returncode)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with tempfile.TemporaryDirectory(prefix="nexus-bench-") as folder:
-        tables = [
-            create.measure(Path(folder) / "f", options.rounds),
-            linux.measure(Path(folder) / "q", options.linux_rounds),
-        ]
+        place = Path(folder)
+        measures = {
+            "create": lambda: create.measure(place / "f", options.rounds),
+            "fleet": lambda: fleet.measure(place / "n", options.fleet_rounds, options.fleet),
+            "linux": lambda: linux.measure(place / "q", options.linux_rounds),
+        }
+        tables = [measure() for name, measure in measures.items() if options.only in (None, name)]
     title = f"## {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine()}, load {os.getloadavg()[0]:.1f}"
     text = "\n\n".join([title, *(markdown(table) for table in tables)]) + "\n"
     print(text)
