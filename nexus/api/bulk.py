@@ -37,6 +37,8 @@ class BulkError(Wire):
     code: ErrorCode
     message: str
     suggestion: str | None = None
+    fault_message: str | None = None
+    """The VMM's own words, when it was the VMM that refused."""
 
 
 class BulkRefused(Wire):

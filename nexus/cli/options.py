@@ -10,6 +10,14 @@ OutputFormat = Literal["table", "json", "name"]
 Output = Annotated[OutputFormat | None, typer.Option("-o", "--output", help="table, json or name.")]
 Name = Annotated[str, typer.Argument(help="A VM's name or id.")]
 Names = Annotated[list[str], typer.Argument(help="Names or ids of VMs.")]
+SomeNames = Annotated[list[str] | None, typer.Argument(help="Names or ids of VMs.")]
+Tags = Annotated[
+    list[str] | None,
+    typer.Option("--tag", help="VMs with this tag, key=value, in place of names; repeatable."),
+]
+Restart = Annotated[
+    str | None, typer.Option("--restart", help="never, on-failure or always: when it ends.")
+]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds to wait.", min=0.1, max=600)]
 Source = Annotated[Literal["console", "vmm"], typer.Option("--source", help="Which log.")]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from nexus.api.vms import Vm, VmCreate, VmState, WaitState
-from nexus.cli import devices
+from nexus.cli import devices, terms
 from nexus.cli.events import events_table
 from nexus.cli.exits import UsageFault, problems
 from nexus.cli.output import ago, as_json, fields, print_json, table
@@ -31,6 +31,9 @@ class RunOptions:
     root_size: str | None
     root_limit: str | None
     balloon: str | None
+    count: int | None
+    terms: tuple[str | None, str | None, str | None]
+    """``--restart``, ``--ttl``, ``--expires-at``"""
     start: bool
     wait: bool
     timeout_s: float
@@ -45,12 +48,12 @@ def run(session: Session, options: RunOptions) -> None:
         "user_data": _read(options.user_data) if options.user_data else None,
     }
     try:
-        given |= _devices(options)
+        given |= _devices(options) | terms.given(*options.terms)
         spec = VmCreate(
             rootfs=options.image,
             vcpu=options.vcpu,
             mem_mib=devices.mib("--mem", options.mem),
-            tags=dict(_tag(tag) for tag in options.tags),
+            tags=terms.tags_of(options.tags),
             ssh_keys=[_read(file).strip() for file in options.ssh_keys],
             start=options.start,
             **{name: value for name, value in given.items() if value is not None},
@@ -61,13 +64,21 @@ def run(session: Session, options: RunOptions) -> None:
     if options.wait:
         wait = "running" if options.start else "configured"
     with session.client() as client:
-        vm = client.vms.create(spec, wait=wait, timeout_s=options.timeout_s)
-    _print_vm(session, vm)
+        if options.count is not None:
+            made = client.vms.create_many(
+                spec, options.count, wait=wait, timeout_s=options.timeout_s
+            )
+        else:
+            made = [client.vms.create(spec, wait=wait, timeout_s=options.timeout_s)]
+    _print_vms(session, made, many=options.count is not None)
+    failed = [vm for vm in made if vm.state == "error"]
+    vm = failed[0] if failed else made[0]
     if vm.state == "error" and vm.error:
+        others = f" ({len(failed)} of {len(made)} failed)" if len(failed) > 1 else ""
         raise NexusApiError(
             409,
             "invalid_state",
-            f"{vm.name} failed in stage {vm.error.stage}: {vm.error.message}",
+            f"{vm.name} failed in stage {vm.error.stage}: {vm.error.message}{others}",
             suggestion=vm.error.suggestion,
             fault_message=vm.error.fault_message,
         )
@@ -84,20 +95,15 @@ def _devices(options: RunOptions) -> dict[str, object]:
     }
 
 
-def _print_vm(session: Session, vm: Vm) -> None:
+def _print_vms(session: Session, vms: list[Vm], *, many: bool) -> None:
     if session.output == "json":
-        print_json({"id": vm.id, "item": as_json(vm)})
+        shown = {"id": vms[0].id, "item": as_json(vms[0])}
+        print_json(shown | {"items": [as_json(vm) for vm in vms]} if many else shown)
     elif session.output == "name":
-        print(vm.name)
+        for vm in vms:
+            print(vm.name)
     else:
-        table(HEADINGS, [_row(vm)])
-
-
-def _tag(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UsageFault(f"--tag {text!r}: write key=value")
-    return key, value
+        table(HEADINGS, [_row(vm) for vm in vms])
 
 
 def _read(file: Path) -> str:
@@ -183,6 +189,7 @@ def show(session: Session, name: str) -> None:
             ("rootfs", vm.rootfs.name if vm.rootfs else None),
             ("kernel args", vm.kernel_args),
             *devices.shown(vm),
+            *terms.shown(vm),
             ("tags", ", ".join(f"{key}={value}" for key, value in vm.tags.items())),
             ("host", vm.host_id),
             ("pid", str(vm.pid) if vm.pid else None),

@@ -66,6 +66,9 @@ _BY_STATUS: dict[int, type[NexusApiError]] = {
 }
 
 
+_STATUS_OF = {"forbidden": 403, "not_found": 404, "timed_out": 504, "host_unreachable": 502}
+
+
 def error_of(response: httpx.Response) -> NexusApiError:
     """The exception for a non-2xx answer whose body has been read."""
     kind = _BY_STATUS.get(response.status_code, NexusApiError)
@@ -92,6 +95,15 @@ def error_from(body: ErrorBody) -> NexusApiError:
         fault_message=body.fault_message,
         request_id=body.request_id,
     )
+
+
+def error_for(
+    code: str, message: str, *, suggestion: str | None = None, fault_message: str | None = None
+) -> NexusApiError:
+    """The exception for an error that is told within an answer."""
+    status = _STATUS_OF.get(code, 409)
+    kind = _BY_STATUS.get(status, NexusApiError)
+    return kind(status, code, message, suggestion=suggestion, fault_message=fault_message)
 
 
 def answer_of(read: Callable[[bytes], T], response: httpx.Response) -> T:

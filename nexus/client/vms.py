@@ -8,6 +8,7 @@ from pydantic import JsonValue
 
 from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, VmUpdate, WaitState
 from nexus.api.why import VmWhy
+from nexus.client.bulk import AsyncBulkCalls, BulkCalls
 from nexus.client.calls import vms as calls
 from nexus.client.devices import AsyncDeviceChanges, DeviceChanges
 from nexus.client.guests import AsyncGuestCalls, GuestCalls
@@ -24,7 +25,7 @@ def changes_of(name: str | None, tags: Mapping[str, str] | None) -> VmUpdate:
     return VmUpdate.model_validate({field: v for field, v in given.items() if v is not None})
 
 
-class Vms(DeviceChanges, GuestCalls):
+class Vms(BulkCalls, DeviceChanges, GuestCalls):
     """``client.vms``. A VM is named by its id or its name."""
 
     def __init__(self, client: "Client") -> None:
@@ -161,7 +162,7 @@ class Vms(DeviceChanges, GuestCalls):
         return self._client.pages(lambda cursor: calls.vm_events(ref, limit, cursor))
 
 
-class AsyncVms(AsyncDeviceChanges, AsyncGuestCalls):
+class AsyncVms(AsyncBulkCalls, AsyncDeviceChanges, AsyncGuestCalls):
     """``client.vms``. A VM is named by its id or its name."""
 
     def __init__(self, client: "AsyncClient") -> None:

@@ -9,10 +9,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from nexus.api.endings import LastExit
 from nexus.api.vms import VmError
 from nexus.cli.app import app
 from tests.cli.calling import call, done, done_json, environment
-from tests.client.wire import Wire, make_vm
+from tests.client.wire import NOW, Wire, make_vm
 
 
 def test_run_makes_a_vm_and_waits(wire: Wire, tmp_path: Path) -> None:
@@ -61,6 +62,12 @@ def test_run_of_a_vm_that_fails_is_a_failure(wire: Wire) -> None:
         ["run", "busybox", "--name", "Not A Name"],
         ["run", "busybox", "--tag", "novalue"],
         ["run", "busybox", "--user-data", "/nowhere/at/all"],
+        ["run", "busybox", "--ttl", "soon"],
+        ["run", "busybox", "--restart", "sometimes"],
+        ["run", "busybox", "--expires-at", "2030-01-01"],
+        ["set", "web"],
+        ["set", "web", "--ttl", "1h", "--expires-at", "never"],
+        ["stop"],
         ["ls", "--state", "asleep"],
         ["image", "add", "rootfs", "Bad Name", "x"],
         ["nonsense"],
@@ -150,18 +157,62 @@ def test_show_says_why_a_vm_failed(wire: Wire) -> None:
     ] * 4
 
 
-@pytest.mark.parametrize("action", ["start", "stop", "pause", "resume"])
+@pytest.mark.parametrize("action", ["start", "stop", "pause", "resume", "reboot", "restart"])
 def test_actions_name_what_they_did(wire: Wire, action: str) -> None:
     wire.vms.append(make_vm("db"))
     assert done(wire, action, "web", "db") == "web\ndb\n"
+    assert len(wire.asked_for("POST", "/v1/vms/actions")) == 1
     answer = done_json(wire, action, "web", "-o", "json")
-    assert answer == {"items": [{"name": "web", "ok": True}]}
+    assert answer == {"items": [{"id": wire.vms[0].id, "name": "web", "ok": True}]}
 
 
-def test_stop_passes_force_and_time(wire: Wire) -> None:
-    done(wire, "stop", "web", "--force", "--timeout", "3")
-    (query,) = wire.asked_for("POST", "/v1/vms/web/stop")
-    assert query == {"force": "true", "timeout_s": "3.0", "wait": "stopped"}
+@pytest.mark.parametrize(("verb", "state"), [("stop", "stopped"), ("reboot", "running")])
+def test_stop_and_reboot_pass_force_and_time(wire: Wire, verb: str, state: str) -> None:
+    done(wire, verb, "web", "--force", "--timeout", "3")
+    assert wire.asked_for("POST", "/v1/vms/actions") == [{"wait": state, "timeout_s": "53.0"}]
+    (body,) = wire.bodies
+    assert (body["action"], body["ids"]) == (verb, ["web"])
+    assert (body["force"], body["stop_timeout_s"]) == (True, 3.0)
+
+
+def test_actions_on_what_has_tags(wire: Wire) -> None:
+    wire.vms = [make_vm("a", tags={"team": "blue"}), make_vm("b"), make_vm("c", state="stopped")]
+    assert done(wire, "stop", "--tag", "team=blue") == "a\n"
+    assert wire.bodies[0]["selector"] == {"team": "blue"}
+    assert done(wire, "rm", "-f", "--tag", "team=blue") == "a\n"
+    assert [vm.name for vm in wire.vms] == ["b", "c"]
+    assert call(wire, "stop").returncode == 2
+    assert call(wire, "stop", "b", "--tag", "team=blue").returncode == 2
+
+
+def test_one_that_fails_keeps_no_other(wire: Wire) -> None:
+    wire.vms.append(make_vm("off", state="stopped"))
+    ended = call(wire, "pause", "off", "nobody", "web")
+    assert ended.stdout == b"web\n"
+    assert ended.returncode == 3
+    assert b"try: nexus start off" in ended.stderr
+
+
+def test_run_many_for_some_time(wire: Wire) -> None:
+    options = ["--count", "3", "--ttl", "1h30m", "--restart", "on-failure"]
+    shown = done(wire, "run", "busybox", "--name", "job", *options, "-o", "name")
+    assert shown == "job-1\njob-2\njob-3\n"
+    (body,) = wire.bodies
+    assert (body["count"], body["ttl"], body["restart_policy"]) == (3, 5400, "on-failure")
+
+
+def test_set_and_show_terms(wire: Wire) -> None:
+    assert "restart policy always" in done(wire, "set", "web", "--restart", "always")
+    at = "2030-01-01T00:00:00+00:00"
+    assert f"expires {at}" in done(wire, "set", "web", "--expires-at", at)
+    done(wire, "set", "web", "--ttl", "2h")
+    done(wire, "set", "web", "--ttl", "never")
+    assert wire.bodies[2:] == [{"ttl": 7200}, {"expires_at": None}]
+    last = LastExit(at=NOW, cause="crashed", message="the VMM ended by itself by signal 9")
+    wire.vms = [make_vm("web", restart_policy="on-failure", restarts=3, last_exit=last)]
+    text = done(wire, "show", "web")
+    for word in ("on-failure", "restarts", "by signal 9 at 2026-01-02"):
+        assert word in text
 
 
 def test_rm_takes_running_vms_only_by_force(wire: Wire) -> None:

@@ -12,12 +12,14 @@ from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from nexus import httpd
-from nexus.api.common import Created, Item, Page
+from nexus.api.bulk import BulkAnswer, BulkDone, BulkError, BulkRefused, VmActions
+from nexus.api.common import Created, CreatedMany, Item, Page
 from nexus.api.errors import (
     Conflict,
     Forbidden,
     HostUnreachable,
     InvalidState,
+    NexusError,
     NotFound,
     TimedOut,
     Unauthenticated,
@@ -189,7 +191,7 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
         return Page(items=wire.vms[cursor:following], next_cursor=more)
 
     @app.post("/v1/vms", status_code=201)
-    async def create(request: Request, body: VmCreate) -> Created[Vm]:
+    async def create(request: Request, body: VmCreate) -> CreatedMany[Vm] | Created[Vm]:
         check(request)
         wire.bodies.append(await request.json())
         vm = make_vm(body.name or "made-up", mem_mib=body.mem_mib, tags=body.tags)
@@ -198,8 +200,43 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
                 stage="boot", message="no kernel", fault_message="bad ELF", suggestion="nexus logs"
             )
             vm = vm.model_copy(update={"state": "error", "error": error})
+        if body.count is not None:
+            many = [make_vm(f"{body.name}-{number + 1}") for number in range(body.count)]
+            wire.vms += many
+            return CreatedMany(id=many[0].id, item=many[0], items=many)
         wire.vms.append(vm)
         return Created(id=vm.id, item=vm)
+
+    def answer_for(ref: str, action: str) -> BulkDone | BulkRefused:
+        try:
+            vm = act_on(ref, action)
+        except NexusError as error:
+            problem = BulkError(
+                code=error.code,
+                message=error.message,
+                suggestion=error.suggestion,
+                fault_message=error.fault_message,
+            )
+            return BulkRefused(id=ref, error=problem)
+        if action == "delete":
+            wire.vms.remove(vm)
+        return BulkDone(id=vm.id, name=vm.name)
+
+    @app.post("/v1/vms/actions")
+    async def act_on_many(request: Request, body: VmActions) -> BulkAnswer:
+        check(request)
+        wire.bodies.append(await request.json())
+        tags = (body.selector or {}).items()
+        refs = body.ids or [vm.name for vm in wire.vms if tags <= vm.tags.items()]
+        return BulkAnswer(items=[answer_for(ref, body.action) for ref in refs])
+
+    @app.patch("/v1/vms/{ref}")
+    async def update(request: Request, ref: str, body: VmUpdate) -> Item[Vm]:
+        check(request)
+        wire.bodies.append(await request.json())
+        terms = body.model_fields_set & {"restart_policy", "expires_at"}
+        changes = {name: getattr(body, name) for name in terms}
+        return Item(item=wire.vm(ref).model_copy(update=changes))
 
     @app.get("/v1/vms/{ref}")
     async def get(request: Request, ref: str, response: Response) -> Item[Vm]:
@@ -298,9 +335,7 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
 
         return StreamingResponse(news(), media_type="text/plain")
 
-    @app.post("/v1/vms/{ref}/{action}")
-    async def act(request: Request, ref: str, action: str) -> dict[str, bool]:
-        check(request)
+    def act_on(ref: str, action: str) -> Vm:
         if ref == "stuck":
             raise TimedOut("it is still stopping", suggestion="nexus stop --force stuck")
         if ref == "fault":
@@ -310,6 +345,12 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
         vm = wire.vm(ref)
         if action == "pause" and vm.state != "running":
             raise InvalidState(f"{ref} is {vm.state}", suggestion=f"nexus start {ref}")
+        return vm
+
+    @app.post("/v1/vms/{ref}/{action}")
+    async def act(request: Request, ref: str, action: str) -> dict[str, bool]:
+        check(request)
+        act_on(ref, action)
         return {"ok": True}
 
     @app.websocket("/v1/vms/{ref}/console")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nexus.cli.options import Name, Names, Output, Timeout, session
+from nexus.cli.options import Name, Output, Restart, SomeNames, Tags, Timeout, session
 
 commands = typer.Typer()
 
@@ -44,14 +44,25 @@ def run_vm(
     balloon: Annotated[
         str | None, typer.Option("--balloon", help="With a balloon; memory to give back: 64M, 0.")
     ] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, max=1000, help="So many alike: NAME-1, NAME-2 …")
+    ] = None,
+    restart: Restart = None,
+    ttl: Annotated[
+        str | None, typer.Option("--ttl", help="Gone after this time: 90s, 45m, 2h, 1h30m, 3d.")
+    ] = None,
+    expires_at: Annotated[
+        str | None, typer.Option("--expires-at", help="Gone at this time: 2026-01-31T12:00:00Z.")
+    ] = None,
     start: Annotated[bool, typer.Option("--start/--no-start")] = True,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it runs.")] = True,
     timeout: Timeout = 60.0,
     output: Output = None,
 ) -> None:
-    """Create a VM and start it.
+    """Create a VM, or many, and start them.
 
     Example: nexus run busybox --name web --vcpu 1 --mem 256M --wait
+    Example: nexus run busybox --name job --count 20 --ttl 2h --restart on-failure
     """
     from nexus.cli import vms
 
@@ -73,6 +84,8 @@ def run_vm(
             root_size=root_size,
             root_limit=root_limit,
             balloon=balloon,
+            count=count,
+            terms=(restart, ttl, expires_at),
             start=start,
             wait=wait,
             timeout_s=timeout,
@@ -131,15 +144,16 @@ def why(context: typer.Context, name: Name, output: Output = None) -> None:
 @commands.command()
 def rm(
     context: typer.Context,
-    names: Names,
+    names: SomeNames = None,
+    tag: Tags = None,
     force: Annotated[bool, typer.Option("-f", "--force", help="Also VMs that run.")] = False,
     timeout: Timeout = 60.0,
     output: Output = None,
 ) -> None:
     """Delete VMs with their disks.
 
-    Example: nexus rm -f web
+    Example: nexus rm -f web; nexus rm -f --tag team=blue
     """
     from nexus.cli import actions
 
-    actions.remove(session(context, output), names, force=force, timeout_s=timeout)
+    actions.remove(session(context, output), names or [], tag or [], force=force, timeout_s=timeout)

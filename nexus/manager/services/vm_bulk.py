@@ -38,7 +38,12 @@ class Verdict:
         return BulkRefused(
             id=self.vm.id if self.vm else self.ref,
             name=self.vm.name if self.vm else None,
-            error=BulkError(code=error.code, message=error.message, suggestion=error.suggestion),
+            error=BulkError(
+                code=error.code,
+                message=error.message,
+                suggestion=error.suggestion,
+                fault_message=error.fault_message,
+            ),
         )
 
 
