@@ -230,14 +230,6 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
         refs = body.ids or [vm.name for vm in wire.vms if tags <= vm.tags.items()]
         return BulkAnswer(items=[answer_for(ref, body.action) for ref in refs])
 
-    @app.patch("/v1/vms/{ref}")
-    async def update(request: Request, ref: str, body: VmUpdate) -> Item[Vm]:
-        check(request)
-        wire.bodies.append(await request.json())
-        terms = body.model_fields_set & {"restart_policy", "expires_at"}
-        changes = {name: getattr(body, name) for name in terms}
-        return Item(item=wire.vm(ref).model_copy(update=changes))
-
     @app.get("/v1/vms/{ref}")
     async def get(request: Request, ref: str, response: Response) -> Item[Vm]:
         check(request)
@@ -248,6 +240,7 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
     @app.patch("/v1/vms/{ref}")
     async def update(request: Request, ref: str, body: VmUpdate) -> Item[Vm]:
         check(request)
+        wire.bodies.append(await request.json())
         vm = wire.vm(ref)
         if wire.changes_between:
             wire.changes_between -= 1
@@ -263,7 +256,7 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
                 },
                 412,
             )
-        given = body.model_dump(exclude_unset=True)
+        given = body.model_dump(exclude_unset=True, exclude={"ttl"})
         wire.vms[wire.vms.index(vm)] = vm = vm.model_copy(update=given)
         return Item(item=vm)
 
