@@ -14,6 +14,7 @@ from typing import Any
 
 import anyio
 import httpx
+from fastapi import FastAPI
 
 from nexus import httpd
 from nexus.ids import new_id
@@ -104,14 +105,16 @@ async def _serve(stack: Stack, ready: threading.Event, done: threading.Event) ->
     async with stack.guest.serving(), stack.agent.serving(), anyio.create_task_group() as tasks:
         tasks.start_soon(lambda: server.serve(sockets=[listener]))
         try:
-            await _fill(stack, app.state.runtime, settings.admin_token_file)
+            await _fill(stack, app, settings.admin_token_file)
             ready.set()
             await anyio.to_thread.run_sync(done.wait)
         finally:
             server.should_exit = True
 
 
-async def _fill(stack: Stack, runtime: Runtime, token_file: Path) -> None:
+async def _fill(stack: Stack, app: FastAPI, token_file: Path) -> None:
+    runtime: Runtime = app.state.runtime
+
     async def has_token() -> bool:
         return token_file.exists()
 
@@ -119,7 +122,7 @@ async def _fill(stack: Stack, runtime: Runtime, token_file: Path) -> None:
     stack.token = token_file.read_text().strip()
     headers = {"authorization": f"Bearer {stack.token}"}
     async with httpx.AsyncClient(base_url=stack.url, headers=headers, timeout=60) as http:
-        manager = Manager(runtime, http)
+        manager = Manager(runtime, http, app, stack.token)
         await until("the manager is ready", manager.is_ready, 60)
         await manager.add_defaults()
         await manager.create(name=VM)
