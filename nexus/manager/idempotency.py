@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from nexus import httpd
 from nexus.api.common import Ok
-from nexus.api.errors import NexusError, ValidationFailed
+from nexus.api.errors import ErrorBody, NexusError, ValidationFailed
 from nexus.httpd import App, Message, Receive, Scope, Send
 from nexus.manager import keys
 from nexus.manager.db.session import Database
@@ -111,7 +111,7 @@ class Idempotency:
             if row.fingerprint != asked.fingerprint:
                 raise keys.conflict(row)
             if row.status is not None and (row.is_final or not _waits(scope)):
-                await _stored(row)(scope, receive, send)
+                await _stored(row, scope)(scope, receive, send)
                 return True
             if row.status is None and self._is_alive(row):
                 return False
@@ -139,7 +139,7 @@ class Idempotency:
         if claim.lost:
             return False
         if claim.done and claim.earlier is not None and answer.says_done:
-            await _stored(claim.earlier)(scope, receive, send)
+            await _stored(claim.earlier, scope)(scope, receive, send)
             return True
         untouched = not claim.written and claim.earlier is None
         if untouched and answer.status >= 400:
@@ -284,10 +284,12 @@ def _answers_ok(scope: Scope) -> bool:
     return getattr(scope.get("route"), "response_model", None) is Ok
 
 
-def _stored(row: IdempotencyRow) -> Response:
-    return Response(
-        row.body,
-        row.status or 200,
-        media_type="application/json",
-        headers={"idempotency-replayed": "true"},
-    )
+def _stored(row: IdempotencyRow, scope: Scope) -> Response:
+    """The first request's answer; a refusal names the request that it answers now."""
+    body, status = row.body or "", row.status or 200
+    if status >= 400:
+        given = {"request_id": scope["state"]["request_id"]}
+        refusal = ErrorBody.model_validate_json(body).model_copy(update=given)
+        body = refusal.model_dump_json(exclude_none=True)
+    headers = {"idempotency-replayed": "true"}
+    return Response(body, status, media_type="application/json", headers=headers)

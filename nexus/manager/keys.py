@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Ok, Wire
-from nexus.api.errors import NexusError
+from nexus.api.errors import ErrorBody, NexusError
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import IdempotencyRow
 
@@ -134,27 +134,49 @@ class Claim:
             raise busy(self.asked)
 
     async def leave(
-        self, session: AsyncSession, target: str | None, answer: Callable[[], Wire] | None
+        self,
+        session: AsyncSession,
+        target: str | None,
+        answer: Callable[[], Wire] | None,
+        *,
+        once: bool = False,
     ) -> None:
         """The last statement of a change: stores what a replay answers from now on.
 
         A request that answers more than ``ok`` and makes no answer within its change stores none:
-        cut off before its end, it is done again.
+        cut off before its end, it is done again; with ``once`` it is refused instead.
         """
         if self.written:
             return
-        if answer is not None:
+        status, is_final = self.status(), not self.waits
+        if once:
+            status, is_final = KeyConflict.status, False
+            self.body = self._unknown_end().model_dump_json(exclude_none=True)
+        elif answer is not None:
             self.body = answer().model_dump_json()
         elif self.answers_ok():
             self.body = Ok().model_dump_json()
-        elif self.status() == CREATED:
+        elif status == CREATED:
             raise TypeError(f"{self.asked.summary} makes something: set unit.answer in its change")
         else:
             return
         await session.execute(
             update(IdempotencyRow)
             .where(is_named(self.asked))
-            .values(target=target, status=self.status(), body=self.body, is_final=not self.waits)
+            .values(target=target, status=status, body=self.body, is_final=is_final)
+        )
+
+    def _unknown_end(self) -> ErrorBody:
+        return ErrorBody(
+            error=KeyConflict.code,
+            message=(
+                f"{self.asked.summary} was begun under this Idempotency-Key at "
+                f"{_shown(self.asked.at)}, request id {self.asked.request_id}; "
+                "how it ended is not known, and it is not begun again"
+            ),
+            status=KeyConflict.status,
+            suggestion="see what came of it; to do it all the same, send it with a new key",
+            request_id=self.asked.request_id,
         )
 
 
@@ -229,7 +251,7 @@ def conflict(first: Asked | IdempotencyRow) -> KeyConflict:
     at = first.at if isinstance(first, Asked) else first.created_at
     return KeyConflict(
         f"this Idempotency-Key belongs to another request: {first.summary} "
-        f"at {at.isoformat(timespec='milliseconds')}, request id {first.request_id}",
+        f"at {_shown(at)}, request id {first.request_id}",
         suggestion="send a new key with a new request; the same key only with the same request",
     )
 
@@ -240,3 +262,7 @@ def busy(asked: Asked) -> KeyBusy:
         "the first request with this Idempotency-Key is still going on",
         suggestion=f"send it again in a moment, with the same key {asked.key!r}",
     )
+
+
+def _shown(at: datetime) -> str:
+    return at.isoformat(timespec="milliseconds")

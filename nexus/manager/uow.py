@@ -57,6 +57,9 @@ class UnitOfWork:
     answer: Callable[[], Wire] | None = None
     """What the request answers, for a request that answers more than ``ok``: stored with its
     Idempotency-Key in this transaction, so that asking again gives the same even after a crash."""
+    once: bool = False
+    """Whether what follows this change must not be begun a second time under one Idempotency-Key,
+    also when nobody knows how the first time ended."""
     events: list[VmEventRow] = field(default_factory=list)
 
     def event(self, vm: VmRow, state: VmState, reason: str, message: str) -> None:
@@ -103,7 +106,7 @@ async def change(
             yield unit
             session.add(_audit(unit, "ok"))
             if claim is not None:
-                await claim.leave(session, unit.target, unit.answer)
+                await claim.leave(session, unit.target, unit.answer, once=unit.once)
         if claim is not None:
             claim.written = True
     except NexusError as refusal:

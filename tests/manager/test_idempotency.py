@@ -5,19 +5,23 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 import httpx
 import pytest
+from fastapi import FastAPI, Request
 from sqlalchemy import func, select, update
 
+from nexus.api.errors import HostUnreachable
 from nexus.ids import new_id
 from nexus.manager import keys
 from nexus.manager.app import create_app
 from nexus.manager.config import Settings
 from nexus.manager.db.tables import AuditRow, IdempotencyRow, TokenRow, VmRow
-from nexus.manager.security import declared
+from nexus.manager.runtime import caller_of
+from nexus.manager.security import Principal, declared, require
+from nexus.manager.uow import change
 from nexus.manager.verify import hash_secret, make_token, parse
 from tests.manager.agent_double import AgentDouble
 from tests.manager.core import Manager, running, settings_for, until
@@ -41,6 +45,10 @@ SAMPLES: dict[str, Any] = {
 """A body for every POST route that must succeed on a VM that runs. New routes add theirs."""
 
 
+ELSEWHERE = {"/v1/vms/{ref}/exec", "/v1/vms/{ref}/files/mkdir"}
+"""These need a guest: see test_exec.py."""
+
+
 async def post(
     manager: Manager, path: str, key: str | None, body: Any = ANYTHING, **headers: str
 ) -> httpx.Response:
@@ -51,6 +59,13 @@ async def post(
 
 def replayed(answer: httpx.Response) -> bool:
     return answer.headers.get("idempotency-replayed") == "true"
+
+
+def _app(manager: Manager) -> FastAPI:
+    transport = manager.http._transport
+    assert isinstance(transport, httpx.ASGITransport)
+    assert isinstance(transport.app, FastAPI)
+    return transport.app
 
 
 async def count(manager: Manager, table: Any, *conditions: Any) -> int:
@@ -65,7 +80,7 @@ def post_routes() -> list[str]:
 
 
 def test_every_post_route_has_a_sample() -> None:
-    assert sorted(SAMPLES) == post_routes(), "say in SAMPLES what a good request is"
+    assert sorted({*SAMPLES, *ELSEWHERE}) == post_routes(), "say in SAMPLES what a good request is"
 
 
 @pytest.mark.parametrize("route", sorted(SAMPLES))
@@ -256,6 +271,33 @@ async def test_a_key_counts_for_a_day(manager: Manager) -> None:
     assert (await post(manager, "/v1/vms", "k", {"mem_mib": 32})).text == second.text
     assert await keys.prune(manager.runtime.db, datetime.now(UTC) + timedelta(hours=24)) == 1
     assert await count(manager, IdempotencyRow) == 0
+
+
+async def test_what_must_not_be_done_twice_is_refused_when_its_end_is_unknown(
+    manager: Manager,
+) -> None:
+    """As an exec: its change comes first, and what was begun then fails."""
+
+    @_app(manager).post("/v1/vms/{ref}/once")
+    async def once(
+        ref: str, request: Request, principal: Annotated[Principal, require("vms:write")]
+    ) -> dict[str, str]:
+        caller = caller_of(request, principal, "vms:write")
+        async with change(manager.runtime.db, caller, "test.once") as unit:
+            unit.once = True
+        if ref == "lost":
+            raise HostUnreachable("it broke")
+        return {"ran": ref}
+
+    assert (await post(manager, "/v1/vms/lost/once", "k")).status_code == 502
+    for _ in range(2):
+        again = await post(manager, "/v1/vms/lost/once", "k")
+        assert (again.status_code, again.json()["error"]) == (409, "idempotency_conflict")
+        assert "how it ended is not known" in again.json()["message"]
+        assert again.json()["request_id"] == again.headers["x-request-id"]
+    for _ in range(2):
+        assert (await post(manager, "/v1/vms/fine/once", "f")).json() == {"ran": "fine"}
+    assert await count(manager, AuditRow, AuditRow.action == "test.once") == 2
 
 
 def test_killed_before_any_statement_of_a_create(

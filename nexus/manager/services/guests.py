@@ -61,7 +61,7 @@ class GuestService:
         """
         first = caller if once else replace(caller, claim=None)
         async with change(self.db, first, action, target=ref) as unit:
-            unit.before = dict(details)
+            unit.before, unit.once = dict(details), once
             row = await find(unit.session, caller.project, ref)
             unit.target = row.id
             visit = self._visit(row)
