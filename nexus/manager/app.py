@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from nexus import httpd
 from nexus.ids import new_id
-from nexus.manager import security
+from nexus.manager import methods, openapi, security
 from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
@@ -128,6 +128,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(proxy.ProxyBound)
     httpd.install(app)
     security.check_routes(app)
+    methods.install(app)
+    openapi.install(app)
     return app
 
 

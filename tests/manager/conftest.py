@@ -60,3 +60,12 @@ async def manager(settings: Settings) -> AsyncIterator[Manager]:
     async with running(settings) as made:
         await made.add_defaults()
         yield made
+
+
+@pytest.fixture
+async def sqlite_manager(
+    tmp_path: Path, sqlite_url: str, agent: AgentDouble
+) -> AsyncIterator[Manager]:
+    """A ready manager for what does not depend on the database."""
+    async with running(settings_for(tmp_path, sqlite_url, agent.url)) as made:
+        yield made

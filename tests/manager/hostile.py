@@ -244,7 +244,6 @@ BAD_VM_QUERIES = [
     ("POST", "/start?wait=running&timeout=nan"),
     ("POST", "/start?wait=running&timeout=-inf"),
     ("POST", "/start?wait=running&timeout=601"),
-    ("POST", "/start?wait=running&timeout=1&timeout_s=2"),
     ("POST", "/stop?timeout_s=-1"),
     ("POST", "/stop?timeout_s=nan"),
     ("POST", "/stop?force=perhaps"),

@@ -149,12 +149,10 @@ async def test_a_wait_that_is_too_short_undoes_nothing(
 async def test_a_wait_has_a_timeout_under_two_names(manager: Manager, agent: AgentDouble) -> None:
     await manager.create(name="held")
     agent.hold = anyio.Event()
-    for query in ("timeout=0.05", "timeout_s=0.05", "timeout=0.05&timeout_s=0.05"):
+    for query in ("timeout=0.05", "timeout_s=0.05", "timeout=0.05&timeout_s=600"):
         answer = await manager.http.post(f"/v1/vms/held/pause?wait=paused&{query}")
         assert (answer.status_code, answer.json()["error"]) == (504, "timed_out")
     agent.hold.set()
-    answer = await manager.http.post("/v1/vms/held/pause?wait=paused&timeout=1&timeout_s=2")
-    assert (answer.status_code, answer.json()["error"]) == (422, "validation_failed")
 
 
 async def test_delete_breaks_off_what_was_wanted_before(

@@ -5,7 +5,6 @@ from typing import Annotated
 from fastapi import Depends, Path, Query
 
 from nexus.api.common import Uuid, VmName
-from nexus.api.errors import ValidationFailed
 from nexus.api.guest import GuestPath
 from nexus.api.vms import WaitState
 from nexus.manager.security import Principal, require
@@ -33,13 +32,9 @@ def wait_seconds(
         Query(gt=0, le=600, allow_inf_nan=False, description="The same as ``timeout``."),
     ] = None,
 ) -> float:
-    """``?timeout=``, or its older name. Raises ValidationFailed for two that differ."""
-    given = {value for value in (timeout, timeout_s) if value is not None}
-    if len(given) > 1:
-        raise ValidationFailed(
-            "timeout and timeout_s are one thing, and differ", suggestion="give timeout alone"
-        )
-    return given.pop() if given else WAIT_S
+    """``?timeout=``, else its older name."""
+    given = timeout if timeout is not None else timeout_s
+    return WAIT_S if given is None else given
 
 
 Wait_s = Annotated[float, Depends(wait_seconds)]

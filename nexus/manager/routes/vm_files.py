@@ -23,7 +23,7 @@ Mode = Annotated[
 ]
 
 
-@router.get("/{ref}/files", response_class=streams.Download)
+@router.get("/{ref}/files", response_class=streams.Download, status_code=200)
 async def get_file(
     ref: VmRef, nexus: Nexus, principal: Operator, path: InGuest
 ) -> streams.Download:
