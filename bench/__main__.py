@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--fleet-rounds", type=int, default=5, help="creates of many VMs at once")
     parser.add_argument("--fleet", type=int, default=100, help="how many VMs these are")
     parser.add_argument("--only", choices=["create", "fleet", "linux"], help="one table")
+    parser.add_argument("--read-rounds", type=int, default=500, help="reads of each kind")
     parser.add_argument("--save", action="store_true", help="append the tables to RESULTS.md")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

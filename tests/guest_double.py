@@ -108,7 +108,7 @@ class _Operation:
                 case "get":
                     await self.get(self.path(values))
                 case "stat":
-                    await self.send(RESULT, _facts(f"{self.guest.root}{values['path']}"))
+                    await self.send(RESULT, _facts(self.path(values)))
                 case "list":
                     await self.list(self.path(values))
                 case "mkdir":
@@ -167,7 +167,7 @@ class _Operation:
         for entry in sorted(path.iterdir()):
             found = entry.lstat()
             fact = f"{_letter(found.st_mode)},{stat.S_IMODE(found.st_mode):o},{found.st_size}"
-            await self.send(RESULT, b"entry=" + os.fsencode(f"{fact},{entry.name}"))
+            await self.send(RESULT, [("entry", f"{fact},{entry.name}")])
         await self.send(END, b"")
 
     # -- programs --------------------------------------------------------------------------------
@@ -284,13 +284,12 @@ def _letter(mode: int) -> str:
     return next((letter for is_one, letter in kinds if is_one(mode)), "o")
 
 
-def _facts(path: str) -> Fields:
-    # Not through pathlib, which takes "x/." for "x".
-    found = os.lstat(path)
+def _facts(path: Path) -> Fields:
+    found = path.lstat()
     letter = _letter(found.st_mode)
     kind = {"f": "file", "d": "dir", "l": "link", "o": "other"}[letter]
     mode = f"{stat.S_IMODE(found.st_mode):o}"
     facts = [("kind", kind), ("mode", mode), ("size", str(found.st_size))]
     if letter == "l":
-        facts.append(("target", str(Path(path).readlink())))
+        facts.append(("target", str(path.readlink())))
     return facts

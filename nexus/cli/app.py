@@ -11,7 +11,6 @@ from nexus.cli.commands import (
     drives,
     events,
     firecracker,
-    guests,
     hosts,
     images,
     labels,
@@ -54,7 +53,7 @@ def options(
     context.obj = Session(url=url, token_file=token_file, data=data, output=output)
 
 
-for group in (vms, labels, power, balloon, logs, guests, events, firecracker):
+for group in (vms, labels, power, balloon, logs, events, firecracker):
     app.add_typer(group.commands)
 app.add_typer(drives.commands, name="drive")
 app.add_typer(nics.commands, name="nic")
