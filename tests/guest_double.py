@@ -108,7 +108,7 @@ class _Operation:
                 case "get":
                     await self.get(self.path(values))
                 case "stat":
-                    await self.send(RESULT, _facts(self.path(values)))
+                    await self.send(RESULT, _facts(f"{self.guest.root}{values['path']}"))
                 case "list":
                     await self.list(self.path(values))
                 case "mkdir":
@@ -167,7 +167,7 @@ class _Operation:
         for entry in sorted(path.iterdir()):
             found = entry.lstat()
             fact = f"{_letter(found.st_mode)},{stat.S_IMODE(found.st_mode):o},{found.st_size}"
-            await self.send(RESULT, [("entry", f"{fact},{entry.name}")])
+            await self.send(RESULT, b"entry=" + os.fsencode(f"{fact},{entry.name}"))
         await self.send(END, b"")
 
     # -- programs --------------------------------------------------------------------------------
@@ -284,12 +284,13 @@ def _letter(mode: int) -> str:
     return next((letter for is_one, letter in kinds if is_one(mode)), "o")
 
 
-def _facts(path: Path) -> Fields:
-    found = path.lstat()
+def _facts(path: str) -> Fields:
+    # Not through pathlib, which takes "x/." for "x".
+    found = os.lstat(path)
     letter = _letter(found.st_mode)
     kind = {"f": "file", "d": "dir", "l": "link", "o": "other"}[letter]
     mode = f"{stat.S_IMODE(found.st_mode):o}"
     facts = [("kind", kind), ("mode", mode), ("size", str(found.st_size))]
     if letter == "l":
-        facts.append(("target", str(path.readlink())))
+        facts.append(("target", str(Path(path).readlink())))
     return facts

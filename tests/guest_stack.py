@@ -113,6 +113,8 @@ async def _serve(stack: Stack, ready: threading.Event, done: threading.Event) ->
 
 
 async def _fill(stack: Stack, app: FastAPI, token_file: Path) -> None:
+    runtime: Runtime = app.state.runtime
+
     async def has_token() -> bool:
         return token_file.exists()
 
@@ -120,14 +122,13 @@ async def _fill(stack: Stack, app: FastAPI, token_file: Path) -> None:
     stack.token = token_file.read_text().strip()
     headers = {"authorization": f"Bearer {stack.token}"}
     async with httpx.AsyncClient(base_url=stack.url, headers=headers, timeout=60) as http:
-        manager = Manager(app.state.runtime, http, app, stack.token)
+        manager = Manager(runtime, http, app, stack.token)
         await until("the manager is ready", manager.is_ready, 60)
         await manager.add_defaults()
         await manager.create(name=VM)
         await manager.create("?wait=configured", name=STOPPED, start=False)
     stack.viewer = make_token()
     lookup_id, secret = parse(stack.viewer) or ("", "")
-    runtime: Runtime = app.state.runtime
     async with runtime.db.write() as session:
         session.add(
             TokenRow(

@@ -11,6 +11,7 @@ from nexus.cli.commands import (
     drives,
     events,
     firecracker,
+    guests,
     hosts,
     images,
     labels,
@@ -53,7 +54,7 @@ def options(
     context.obj = Session(url=url, token_file=token_file, data=data, output=output)
 
 
-for group in (vms, labels, power, balloon, logs, events, firecracker):
+for group in (vms, labels, power, balloon, logs, guests, events, firecracker):
     app.add_typer(group.commands)
 app.add_typer(drives.commands, name="drive")
 app.add_typer(nics.commands, name="nic")

@@ -30,7 +30,8 @@ def exit_code_of(error: Exception) -> int | None:
         return None
     print(f"nexus: {error.message}", file=sys.stderr)
     if error.fault_message:
-        print(f"the VMM says: {error.fault_message}", file=sys.stderr)
+        who = "guest" if error.code in ("guest_fault", "not_found") else "VMM"
+        print(f"the {who} says: {error.fault_message}", file=sys.stderr)
     if error.request_id and error.status >= 500:
         print(f"request id: {error.request_id}", file=sys.stderr)
     if error.suggestion:

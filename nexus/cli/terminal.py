@@ -39,7 +39,7 @@ def attach(session: Session, name: str) -> None:
         with client.vms.console(vm.id) as console:
             if sys.stdin.isatty():
                 _say(f"console of {vm.name}; Ctrl-] leaves\n")
-            with _raw_terminal():
+            with raw_terminal():
                 broken = Relay(console).run()
     if sys.stdin.isatty():
         _say("\n")
@@ -108,7 +108,7 @@ class Relay:
 
 
 @contextmanager
-def _raw_terminal() -> Iterator[None]:
+def raw_terminal() -> Iterator[None]:
     """Keys go to the guest as they are pressed; the terminal is restored however this ends."""
     if not sys.stdin.isatty():
         yield
@@ -121,7 +121,8 @@ def _raw_terminal() -> Iterator[None]:
 
     handlers = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        tty.setraw(descriptor)
+        # What was typed ahead stays.
+        tty.setraw(descriptor, termios.TCSADRAIN)
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

@@ -34,7 +34,7 @@ class Call(Generic[T]):
     body: BaseModel | None = None
     timeout_s: float = DEFAULT_TIMEOUT_S
     probe: bool = False
-    """Asks how things are at this moment: never retried."""
+    """Never retried: asks how things are at this moment, or may do harm the second time."""
     key: str | None = None
     """The Idempotency-Key; made up for a POST that has none."""
     if_match: str | None = None

@@ -16,6 +16,8 @@ def run_program(ref: str, request: ExecRequest) -> Call[ExecResult]:
         item(Item[ExecResult]),
         body=request,
         timeout_s=request.timeout_s + WAIT_GRACE_S,
+        # A manager that died meanwhile cannot tell whether the program ran to its end.
+        probe=True,
     )
 
 
