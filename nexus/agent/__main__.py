@@ -14,9 +14,10 @@ from nexus import httpd
 from nexus.agent.app import make_app
 from nexus.agent.errors import SettingsInvalid
 from nexus.agent.events import Feed
+from nexus.agent.home import HomeNetwork
 from nexus.agent.layout import Layout
 from nexus.agent.links import Links
-from nexus.agent.network import Network
+from nexus.agent.networks import Networks
 from nexus.agent.settings import Settings
 from nexus.agent.teardown import only_one, teardown
 from nexus.agent.tools import find_tools
@@ -59,7 +60,8 @@ def run(settings: Settings) -> None:
         layout.prepare()
         links = Links()
         try:
-            network = Network.ensure(settings, links, has_vms=bool(layout.vm_ids()))
+            home = HomeNetwork.ensure(settings, links, has_vms=bool(layout.vm_ids()))
+            network = Networks(home, links, layout.networks_file)
             tools = find_tools(settings, network)
             feed = Feed()
             server = httpd.server(make_app(settings, tools, feed))

@@ -24,6 +24,7 @@ from nexus.api.common import Ok, Page, Uuid
 from nexus.api.errors import BadRequest, InvalidState, NotFound
 from nexus.api.hosts import Capacity, Inventory
 from nexus.api.machines import VMM_BODY_BYTES, Machine, MachineStatus
+from nexus.api.networks import HostNetworks, HostNetworksStatus
 from nexus.api.vms import LogChunk, LogSource
 from nexus.ids import new_id
 
@@ -82,7 +83,11 @@ def _add_host_routes(app: FastAPI, settings: Settings, tools: Tools) -> None:
 
     @app.get("/agent/v1/inventory")
     async def get_inventory() -> Inventory:
-        return inventory(settings, tools)
+        return await inventory(settings, tools)
+
+    @app.put("/agent/v1/networks")
+    async def put_networks(wanted: HostNetworks) -> HostNetworksStatus:
+        return await tools.network.apply(wanted)
 
     @app.get("/agent/v1/capacity")
     async def get_capacity(request: Request) -> Capacity:

@@ -1,7 +1,7 @@
 """All machines of this host: found again at start, wanted, deleted."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 
 import anyio
@@ -158,6 +158,7 @@ class Fleet:
     async def _take_up(self) -> None:
         """Finishes deletions, finds living VMMs, and lets every machine go on where it was."""
         self.layout.prepare()
+        await self.tools.network.restore(self._remembered())
         for vm_id in self.layout.trashed_ids():
             await self.tools.network.remove_taps(vm_id)
             await anyio.to_thread.run_sync(disks.remove_tree, self.layout.trash(vm_id))
@@ -165,10 +166,16 @@ class Fleet:
         async with anyio.create_task_group() as each:
             for vm_id in self.layout.vm_ids():
                 each.start_soon(self._take_up_one, vm_id, running.get(vm_id, []))
-        orphans = await anyio.to_thread.run_sync(
-            self.tools.network.remove_orphans, self.layout.vm_ids()
-        )
+        orphans = await self.tools.network.remove_orphans(self.layout.vm_ids())
         log.info("taken up", vms=len(self._machines), orphan_taps=orphans)
+
+    def _remembered(self) -> Iterator[Machine]:
+        for vm_id in self.layout.vm_ids():
+            # One that is damaged is told of when it is taken up.
+            with suppress(ValueError):
+                desired = load_desired(self.layout.vm(vm_id).desired)
+                if desired is not None:
+                    yield desired
 
     async def _take_up_one(self, vm_id: str, pids: list[int]) -> None:
         paths = self.layout.vm(vm_id)

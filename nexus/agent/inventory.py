@@ -12,7 +12,8 @@ from nexus.api.hosts import Capacity, Inventory
 _MIB = 1 << 20
 
 
-def inventory(settings: Settings, tools: Tools) -> Inventory:
+async def inventory(settings: Settings, tools: Tools) -> Inventory:
+    """What the manager registers the host by."""
     return Inventory(
         host_id=tools.network.installation.id,
         hostname=socket.gethostname(),
@@ -20,6 +21,7 @@ def inventory(settings: Settings, tools: Tools) -> Inventory:
         engine_reason=tools.engine_reason,
         engine_version=tools.engine_version,
         network=tools.network.wire,
+        networks_in_use=await tools.network.in_use(),
         run_dir=str(settings.run_dir),
         agent_version=_version(),
     )

@@ -109,6 +109,11 @@ class Layout:
         """VMs whose deletion has begun; what is found here is deleted at the next start."""
         return self.run_dir / "trash"
 
+    @property
+    def networks_file(self) -> Path:
+        """The networks and forwards that the manager asked for last."""
+        return self.run_dir / "networks.json"
+
     def vm(self, vm_id: str, *, jailed: bool = False) -> VmPaths:
         """The paths of a VM. Raises ValueError for anything that is not a UUIDv7."""
         if not is_vm_id(vm_id):

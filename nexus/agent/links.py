@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,19 +113,24 @@ class Links:
             prefixlen=address.network.prefixlen,
         )
 
-    def networks_in_use(self) -> list[ipaddress.IPv4Network]:
-        """Every network that this machine has an address in or a route to, but the default."""
+    def networks_in_use(self, *, but: Collection[int] = ()) -> list[ipaddress.IPv4Network]:
+        """Every network that this machine has an address in or a route to, but the default and
+        those of the devices in ``but``, given by index."""
         networks = []
         with self._lock:
             routes = list(self._netlink.get_routes(family=socket.AF_INET))
             addresses = list(self._netlink.get_addr(family=socket.AF_INET))
         for route in routes:
+            if route.get_attr("RTA_OIF") in but:
+                continue
             destination = route.get_attr("RTA_DST")
             if destination and route["dst_len"]:
                 networks.append(
                     ipaddress.IPv4Network((destination, route["dst_len"]), strict=False)
                 )
         for address in addresses:
+            if address["index"] in but:
+                continue
             given = (address.get_attr("IFA_ADDRESS"), address["prefixlen"])
             networks.append(ipaddress.IPv4Network(given, strict=False))
         return networks
@@ -135,7 +141,7 @@ class Links:
         Raises NetworkFailed when a device of that name is there that is not ours.
         """
         found = self.find(name)
-        if found is not None and not is_our_tap(found, bridge):
+        if found is not None and not is_our_tap(found, (bridge,)):
             raise _taken(name)
         device = _open_tap(name, owner)
         try:
@@ -145,11 +151,13 @@ class Links:
         finally:
             os.close(device)
 
-    def delete_of_vm(self, name: str, bridge: int | None) -> bool:
-        """Deletes a VM's TAP or ``ifb``. False when there is none: what somebody else named so
-        stays."""
+    def delete_of_vm(self, name: str, bridges: Collection[int]) -> bool:
+        """Deletes a VM's TAP, which is in one of these bridges, or its ``ifb``.
+
+        False when there is none: what somebody else named so stays.
+        """
         found = self.find(name)
-        if found is None or not (found.kind == "ifb" or is_our_tap(found, bridge)):
+        if found is None or not (found.kind == "ifb" or is_our_tap(found, bridges)):
             return False
         return self.delete(name)
 
@@ -171,9 +179,9 @@ class Links:
                 ) from error
 
 
-def is_our_tap(link: Link, bridge: int | None) -> bool:
-    """Whether a device with a name of ours is a TAP in our bridge."""
-    return link.kind == "tun" and link.master == bridge
+def is_our_tap(link: Link, bridges: Collection[int]) -> bool:
+    """Whether a device with a name of ours is a TAP in one of our bridges."""
+    return link.kind == "tun" and link.master in bridges
 
 
 def _taken(name: str) -> NetworkFailed:

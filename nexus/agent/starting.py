@@ -43,7 +43,7 @@ async def ensure_files(desired: Machine, paths: VmPaths, tools: Tools, uid: int 
 async def ensure_taps(desired: Machine, tools: Tools, uid: int | None) -> None:
     """The host's ends of the VM's NICs. Raises StageFailed("network")."""
     try:
-        await tools.network.ensure_taps(desired.id, len(desired.nics), uid)
+        await tools.network.ensure_taps(desired, uid)
     except NetworkFailed as error:
         raise StageFailed("network", error.message, suggestion=error.suggestion) from error
     except OSError as error:

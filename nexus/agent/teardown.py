@@ -8,10 +8,11 @@ from pathlib import Path
 import anyio
 import structlog
 
-from nexus.agent import disks, nat, process
+from nexus.agent import bridges, disks, nft, process, rules
 from nexus.agent import installation as installations
 from nexus.agent.layout import MAX_NICS, Layout, nic_links
 from nexus.agent.links import Links
+from nexus.agent.networks import load_networks
 from nexus.agent.settings import Settings
 from nexus.api.errors import Conflict
 
@@ -50,11 +51,11 @@ def teardown(settings: Settings) -> None:
         layout, links = Layout(settings.run_dir), Links()
         try:
             anyio.run(_kill_all, layout)
-            bridge = _bridge_of(settings, links)
+            ours = _bridges_of(settings, layout, links)
             for vm_id in {*layout.vm_ids(), *layout.trashed_ids()}:
                 for index in range(MAX_NICS):
                     for name in nic_links(vm_id, index):
-                        links.delete_of_vm(name, bridge)
+                        links.delete_of_vm(name, ours)
             _remove_network(settings, links)
         finally:
             links.close()
@@ -64,6 +65,7 @@ def teardown(settings: Settings) -> None:
             disks.remove_tree(settings.store_dir)
         if settings.bind.startswith("unix:"):
             disks.remove_tree(Path(settings.bind.removeprefix("unix:")))
+        layout.networks_file.unlink(missing_ok=True)
         settings.installation_file.unlink(missing_ok=True)
         (settings.run_dir / "agent.lock").unlink(missing_ok=True)
     if settings.run_dir.is_dir() and not any(settings.run_dir.iterdir()):
@@ -84,11 +86,19 @@ async def _kill_all(layout: Layout) -> None:
     log.info("VMs ended", count=len(vmms))
 
 
-def _bridge_of(settings: Settings, links: Links) -> int | None:
-    """The index of our bridge, if there is one."""
+def _bridges_of(settings: Settings, layout: Layout, links: Links) -> set[int]:
+    """The indices of all bridges that a TAP of ours may be in."""
     installation = installations.load(settings.installation_file)
-    owned = (link.index for link in links.all() if installation and installation.owns(link))
-    return next(owned, None)
+    if installation is None:
+        return set()
+    uplinks = {spec.uplink for spec in load_networks(layout.networks_file).networks}
+    return {
+        link.index
+        for link in links.all()
+        if installation.owns(link)
+        or bridges.is_ours(installation, link)
+        or (link.kind == "bridge" and link.name in uplinks)
+    }
 
 
 def _remove_network(settings: Settings, links: Links) -> None:
@@ -96,12 +106,17 @@ def _remove_network(settings: Settings, links: Links) -> None:
     if installation is None:
         return
     everything = links.all()
-    for bridge in (link for link in everything if installation.owns(link)):
+    ours = [
+        link
+        for link in everything
+        if installation.owns(link) or bridges.is_ours(installation, link)
+    ]
+    for bridge in ours:
         for port in everything:
             if port.master == bridge.index and port.name.startswith("nx"):
                 links.delete(port.name)
         links.delete(bridge.name)
-    nat.remove_table(installation.table)
+    nft.apply(rules.removal_of(installation.table))
     others = [link for link in links.all() if installations.marked_by_anyone(link)]
-    if installation.forward_was_off and not others and nat.forwarding():
-        nat.set_forwarding(False)
+    if installation.forward_was_off and not others and nft.forwarding():
+        nft.set_forwarding(False)

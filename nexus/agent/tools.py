@@ -9,7 +9,7 @@ import nexus
 from nexus.agent import command
 from nexus.agent.errors import SettingsInvalid
 from nexus.agent.layout import VmPaths
-from nexus.agent.network import Network
+from nexus.agent.networks import Networks
 from nexus.agent.settings import Settings
 from nexus.api.common import Engine
 from nexus.images.store import Store
@@ -30,7 +30,7 @@ class Tools:
     """None when VMs are not jailed."""
     qemu: list[str]
     store: Store
-    network: Network
+    network: Networks
     scope: bool
     environment: Mapping[str, str] = field(repr=False)
     """Of the VMMs: they get no secret of the agent's."""
@@ -53,7 +53,7 @@ class Tools:
         )
 
 
-def find_tools(settings: Settings, network: Network) -> Tools:
+def find_tools(settings: Settings, network: Networks) -> Tools:
     """Raises SettingsInvalid with a cure when the wanted engine cannot run here."""
     try:
         choice = choose_engine(settings.engine, firecracker=settings.firecracker)

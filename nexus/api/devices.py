@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from nexus.api.common import ImageRef, Wire
+from nexus.api.networks import Address, NetworkRef
 
 ROOT_DRIVE = "rootfs"
 """What the root disk is called among a VM's drives."""
@@ -72,8 +73,12 @@ class DriveCreate(Wire):
 
 
 class NicCreate(Wire):
-    """A NIC in its host's network. The first is ``eth0``."""
+    """A NIC on a network. The first is ``eth0``."""
 
+    network: NetworkRef | None = None
+    """Name or id; the host's own network when absent."""
+    ip: Address | None = None
+    """An address of the network that is free; the next one when absent."""
     limits: NicLimits | None = None
 
 

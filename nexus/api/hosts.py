@@ -36,6 +36,8 @@ class Inventory(Wire):
     engine_reason: str
     engine_version: str
     network: HostNetwork
+    networks_in_use: list[str]
+    """Every network that the host has an address in or a route to, but the default route."""
     run_dir: str
     agent_version: str
 

@@ -44,6 +44,8 @@ class MachineNic(Wire):
     gateway: Annotated[str, Field(pattern=r"^[0-9.]{7,15}$")] | None
     dns: list[Annotated[str, Field(pattern=r"^[0-9.]{7,15}$")]]
     limits: NicLimits | None = None
+    network: Uuid | None = None
+    """None is the host's own network."""
 
 
 class MachineDrive(Wire):

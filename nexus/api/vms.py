@@ -122,6 +122,7 @@ class VmNic(Wire):
     tap: str
     """The TAP device on the host."""
     limits: NicLimits | None = None
+    network: str = "default"
 
 
 class VmDrive(Wire):

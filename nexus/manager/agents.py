@@ -16,6 +16,7 @@ from nexus.api.errors import ErrorBody, HostUnreachable, MethodNotAllowed, Nexus
 from nexus.api.guest import GuestEntry, GuestFile, GuestInfo, Written
 from nexus.api.hosts import Capacity, Inventory
 from nexus.api.machines import AgentEvent, Machine, MachineStatus
+from nexus.api.networks import HostNetworks, HostNetworksStatus
 from nexus.api.vms import LogChunk, LogSource
 from nexus.manager.agent_http import FAILURES, AgentHttp, Answer, lines, unreachable
 
@@ -87,6 +88,16 @@ class Agent:
     async def health(self) -> None:
         """Raises when the agent is not well."""
         await self._look("health")
+
+    async def put_networks(self, wanted: HostNetworks) -> HostNetworksStatus:
+        """Has the agent ensure all networks and forwards of its host; a status for each network."""
+        answer = await self._ask(
+            "PUT",
+            "/agent/v1/networks",
+            content=wanted.model_dump_json().encode(),
+            headers={"content-type": "application/json"},
+        )
+        return self._read(HostNetworksStatus, answer)
 
     async def logs(self, vm_id: str, source: LogSource, *, tail: int) -> LogChunk:
         """The last ``tail`` lines of a log."""

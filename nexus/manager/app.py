@@ -22,6 +22,7 @@ from nexus.manager.pipelines import leases, retention
 from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.hosts import HostPipeline
+from nexus.manager.pipelines.networks import NetworkPush
 from nexus.manager.pipelines.uploads import sweep_uploads
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.routes import (
@@ -30,6 +31,7 @@ from nexus.manager.routes import (
     health,
     hosts,
     images,
+    networks,
     proxy,
     uploads,
     vm_actions,
@@ -38,13 +40,16 @@ from nexus.manager.routes import (
     vm_devices,
     vm_exec,
     vm_files,
+    vm_forwards,
     vm_why,
     vms,
 )
 from nexus.manager.runtime import Runtime
+from nexus.manager.services.forwards import Forwards
 from nexus.manager.services.guests import GuestService
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
+from nexus.manager.services.networks import Networks
 from nexus.manager.services.tokens import ensure_admin_token, lookup_in
 from nexus.manager.services.uploads import Uploads
 from nexus.manager.services.vm_bulk import VmBulk
@@ -63,12 +68,14 @@ ROUTERS = (
     vm_bulk.router,
     vm_actions.router,
     vm_devices.router,
+    vm_forwards.router,
     vm_console.router,
     vm_why.router,
     vm_exec.router,
     vm_files.router,
     proxy.router,
     hosts.router,
+    networks.router,
     builds.router,
     uploads.router,
     images.router,
@@ -87,6 +94,7 @@ def make_runtime(settings: Settings) -> Runtime:
     db.on_commit.append(feed.hint)
     pipeline = VmPipeline(db, agents, waiters, instance)
     expiry = ExpiryPipeline(db, pipeline)
+    network_push = NetworkPush(db, waiters)
     return Runtime(
         settings=settings,
         db=db,
@@ -101,6 +109,9 @@ def make_runtime(settings: Settings) -> Runtime:
         bulk=VmBulk(db, pipeline, waiters),
         devices=VmDevices(db, pipeline),
         guests=GuestService(db, agents),
+        network_push=network_push,
+        networks=Networks(db, network_push),
+        forwards=Forwards(db, network_push, settings.own_port),
         hosts=HostService(db),
         images=images_service,
         uploads=Uploads.of(db, images_service),
@@ -180,6 +191,7 @@ def _host_pipeline(runtime: Runtime) -> HostPipeline:
         runtime.db,
         runtime.agents,
         runtime.pipeline,
+        runtime.network_push,
         settings.agent_url,
         heals=not settings.reconciler_disabled,
     )

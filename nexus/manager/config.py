@@ -36,6 +36,12 @@ class Settings:
     image_max_bytes: int = 65536 << 20
     """How large an image may be, decompressed and with its holes."""
 
+    @property
+    def own_port(self) -> int | None:
+        """The port the manager listens on, when it is TCP."""
+        port = self.bind.rpartition(":")[2]
+        return int(port) if port.isdigit() else None
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> "Settings":
         """The settings of this process. Raises BadSetting for a value that means nothing."""

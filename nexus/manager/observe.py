@@ -39,6 +39,7 @@ def machine_of(row: VmRow) -> Machine:
                 gateway=nic.gateway,
                 dns=nic.dns,
                 limits=nic.limits,
+                network=None if nic.home else nic.network_id,
             )
             for nic in row.nics
         ],

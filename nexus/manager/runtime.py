@@ -13,11 +13,14 @@ from nexus.manager.db.session import Database
 from nexus.manager.feed import EventFeed
 from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.expiry import ExpiryPipeline
+from nexus.manager.pipelines.networks import NetworkPush
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.security import Permission, Principal
+from nexus.manager.services.forwards import Forwards
 from nexus.manager.services.guests import GuestService
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
+from nexus.manager.services.networks import Networks
 from nexus.manager.services.uploads import Uploads
 from nexus.manager.services.vm_bulk import VmBulk
 from nexus.manager.services.vm_creation import VmCreation
@@ -46,6 +49,9 @@ class Runtime:
     bulk: VmBulk
     devices: VmDevices
     guests: GuestService
+    network_push: NetworkPush
+    networks: Networks
+    forwards: Forwards
     hosts: HostService
     images: Images
     uploads: Uploads

@@ -28,13 +28,17 @@ Permission = Literal[
     "vms:exec",
     "images:read",
     "images:write",
+    "networks:read",
+    "networks:write",
     "hosts:read",
     "hosts:write",
     "metrics:read",
 ]
 Role = Literal["viewer", "operator", "admin"]
 
-_READ: frozenset[Permission] = frozenset({"vms:read", "images:read", "hosts:read", "metrics:read"})
+_READ: frozenset[Permission] = frozenset(
+    {"vms:read", "images:read", "networks:read", "hosts:read", "metrics:read"}
+)
 _OPERATE: frozenset[Permission] = frozenset({"vms:write", "vms:console", "vms:exec"})
 
 ROLES: dict[Role, frozenset[Permission]] = {

@@ -61,14 +61,14 @@ def test_two_side_by_side(
         assert second["network"]["bridge"].startswith("fcbr")
         assert second["network"]["bridge"] != "fcbr0"
         assert first["network"]["cidr"] != second["network"]["cidr"]
-        assert len(tables()) == 2
+        assert len(tables()) == 4
         kept = two.machine(tiny_kernel)
         one.put(one.machine(tiny_kernel))
         two.put(kept)
         one.teardown()
         # The other one goes on: its bridge, its rules, its VM, and forwarding, which it needs.
         assert forwarding() == "1"
-        assert len(tables()) == 1
+        assert len(tables()) == 2
         assert two.get(kept.id).state == "running"
         assert second["network"]["bridge"] in links()
 

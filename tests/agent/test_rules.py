@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,11 @@ from nexus.agent import proxy
 from nexus.agent.command import Jail, choose_jail_uid, vmm_command
 from nexus.agent.ending import Ending, how_it_ended, last_lines
 from nexus.agent.errors import SettingsInvalid, StageFailed
+from nexus.agent.home import name_servers
 from nexus.agent.installation import POOL, choose_subnet
 from nexus.agent.layout import Layout, tap_name
 from nexus.agent.logs import read_log
-from nexus.agent.nat import ruleset
-from nexus.agent.network import name_servers
+from nexus.agent.rules import Rules, Segment, text_of
 from nexus.agent.settings import Settings
 from nexus.agent.starting import check_memory, swap_mib
 from nexus.agent.vmm_config import encode, kernel_args
@@ -255,8 +256,11 @@ def test_no_subnet_is_left() -> None:
 
 
 def test_rules_are_one_transaction_on_one_table() -> None:
-    text = ruleset("nexus_0a", "fcbr0", ipaddress.IPv4Network("10.64.0.0/20"))
-    assert text.startswith("table inet nexus_0a\ndelete table inet nexus_0a\n")
+    home = Segment("fcbr0", "nat", ipaddress.IPv4Network("10.64.0.0/20"))
+    text = text_of(Rules("nexus_0a", [home]))
+    for family in ("bridge", "inet"):
+        assert f"table {family} nexus_0a\ndelete table {family} nexus_0a\n" in text
+    assert set(re.findall(r"^(?:delete )?table \w+ (\w+)", text, re.MULTILINE)) == {"nexus_0a"}
     assert "flush" not in text
 
 

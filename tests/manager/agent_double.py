@@ -21,6 +21,12 @@ from nexus.agent import guest_routes
 from nexus.api.errors import Conflict, NotFound, VmmFault
 from nexus.api.hosts import Capacity, HostNetwork, Inventory
 from nexus.api.machines import AgentEvent, Machine, MachineNicStatus, MachineStatus
+from nexus.api.networks import (
+    HostNetworks,
+    HostNetworksStatus,
+    HostNetworkStatus,
+    NetworkError,
+)
 from nexus.api.vms import VmError
 from nexus.ids import new_id
 
@@ -58,6 +64,10 @@ class AgentDouble:
         """Whether PUTs change machines without telling it on the stream."""
         self.guest_socket: Path | None = None
         """Where a guest's agent answers for every machine."""
+        self.networks: list[HostNetworks] = []
+        """What the host was told of networks and forwards, each time."""
+        self.network_errors: dict[str, NetworkError] = {}
+        """Why networks cannot be, by name."""
         self._listeners: set[asyncio.Queue[str]] = set()
 
     def app(self) -> FastAPI:
@@ -68,6 +78,7 @@ class AgentDouble:
         app.get("/agent/v1/vms")(self._list)
         app.get("/agent/v1/inventory")(self._inventory)
         app.get("/agent/v1/capacity")(self._capacity)
+        app.put("/agent/v1/networks")(self._put_networks)
         app.get("/agent/v1/events")(self._events)
         app.get("/agent/v1/vms/{vm_id}/logs")(self._logs)
         app.get("/agent/v1/vms/{vm_id}/logs/stream")(self._log_stream)
@@ -200,6 +211,19 @@ class AgentDouble:
             {"items": [json.loads(s.model_dump_json()) for s in self.statuses.values()]}
         )
 
+    async def _put_networks(self, wanted: HostNetworks) -> HostNetworksStatus:
+        self.networks.append(wanted)
+        return HostNetworksStatus(
+            networks=[
+                HostNetworkStatus(
+                    id=spec.id,
+                    bridge=f"br-{spec.name}"[:15],
+                    error=self.network_errors.get(spec.name),
+                )
+                for spec in wanted.networks
+            ]
+        )
+
     async def _inventory(self) -> Inventory:
         return Inventory(
             host_id=self.host_id,
@@ -210,6 +234,7 @@ class AgentDouble:
             network=HostNetwork(
                 bridge="fcbr0", cidr=self.cidr, gateway=self.gateway, dns=[self.gateway]
             ),
+            networks_in_use=[],
             run_dir="/srv/fc",
             agent_version="0",
         )

@@ -24,7 +24,7 @@ from nexus.manager.config import Settings
 from nexus.manager.db.tables import AuditRow, HostRow, IpAddressRow, VmRow
 from nexus.manager.runtime import Runtime
 from tests.manager.core import settings_for
-from tests.manager.rows import host_row, image_row
+from tests.manager.rows import host_row, image_row, network_row
 
 Act = Callable[[Runtime, httpx.AsyncClient], Awaitable[dict[str, Any]]]
 
@@ -66,6 +66,8 @@ async def prepare(runtime: Runtime, http: httpx.AsyncClient) -> dict[str, Any]:
     host.capacity = host.capacity.model_copy(update={"mem_mib": 1 << 20})
     async with runtime.db.write() as session:
         session.add_all([host, image_row("tiny")])
+        await session.flush()
+        session.add(network_row(host))
     return {}
 
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from nexus.api.hosts import Capacity, HostNetwork
 from nexus.ids import new_id
 from nexus.manager.db.columns import StoredImage
-from nexus.manager.db.tables import HostRow, ImageRow, VmRow
+from nexus.manager.db.tables import HostRow, ImageRow, NetworkRow, VmRow
 
 
 def host_row() -> HostRow:
@@ -26,6 +26,26 @@ def host_row() -> HostRow:
         agent_version="",
         last_seen_at=now,
         created_at=now,
+    )
+
+
+def network_row(host: HostRow) -> NetworkRow:
+    """The host's own network."""
+    return NetworkRow(
+        id=new_id(),
+        project="default",
+        name="default",
+        kind="nat",
+        host_id=host.id,
+        cidr=host.network.cidr,
+        gateway=host.network.gateway,
+        bridge=host.network.bridge,
+        state="ready",
+        isolate_vms=False,
+        dhcp=False,
+        last_address=0,
+        created_at=host.created_at,
+        updated_at=host.created_at,
     )
 
 

@@ -41,6 +41,8 @@ SAMPLES: dict[str, Any] = {
     "/v1/images/builds": {"recipe": "busybox"},
     "/v1/images/uploads": {"kind": "rootfs", "name": "upload-{n}"},
     "/v1/images/uploads/{upload_id}/complete": ANYTHING,
+    "/v1/networks": {"name": "net-{n}"},
+    "/v1/vms/{ref}/forwards": {"host_port": 8080, "guest_port": "{n}"},
 }
 """A body for every POST route that must succeed on a VM that runs. New routes add theirs."""
 
@@ -94,7 +96,8 @@ async def test_every_post_route_honours_the_key(
     if "{upload_id}" in path:
         path = path.replace("{upload_id}", await _sent(manager))
     body, other = (
-        json.loads(json.dumps(SAMPLES[route]).replace("{n}", number)) for number in ("1", "2")
+        json.loads(json.dumps(SAMPLES[route]).replace('"{n}"', number).replace("{n}", number))
+        for number in ("1", "2")
     )
     first = await post(manager, path, "k", body, **{"x-request-id": "the-first"})
     assert first.status_code in (200, 201), first.text

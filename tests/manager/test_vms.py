@@ -2,8 +2,10 @@
 
 import anyio
 import pytest
+from sqlalchemy import update
 
 from nexus.api.vms import VmError
+from nexus.manager.db.tables import NetworkRow
 from tests.manager.agent_double import AgentDouble
 from tests.manager.core import Manager, until
 
@@ -219,15 +221,11 @@ async def test_every_change_leaves_an_audit_row(manager: Manager) -> None:
 
 
 async def test_an_exhausted_pool_says_so(manager: Manager, agent: AgentDouble) -> None:
-    agent.cidr = "10.99.0.0/29"
-    await manager.runtime.db.ping()
-    from nexus.manager.db.tables import HostRow
-
     async with manager.runtime.db.write() as session:
-        row = await session.get(HostRow, agent.host_id)
-        assert row is not None
-        row.network = row.network.model_copy(
-            update={"cidr": "10.99.0.0/29", "gateway": "10.99.0.1"}
+        await session.execute(
+            update(NetworkRow)
+            .where(NetworkRow.host_id == agent.host_id)
+            .values(cidr="10.99.0.0/29", gateway="10.99.0.1")
         )
     for _ in range(5):
         await manager.create()

@@ -9,6 +9,7 @@ from sqlalchemy.types import TypeDecorator
 
 from nexus.api.common import Wire
 from nexus.api.devices import DriveLimits, NicLimits
+from nexus.api.networks import DEFAULT_NETWORK
 from nexus.api.vms import VmImage
 
 
@@ -66,6 +67,10 @@ class StoredNic(Wire):
     tap: str = ""
     """Empty until the agent has made it."""
     limits: NicLimits | None = None
+    network: str = DEFAULT_NETWORK
+    network_id: str = ""
+    home: bool = True
+    """Whether it is on the host's own network."""
 
 
 class StoredDrive(Wire):

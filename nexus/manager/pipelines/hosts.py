@@ -20,6 +20,7 @@ from nexus.manager import observe
 from nexus.manager.agents import Agent, Agents
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow
+from nexus.manager.pipelines.networks import NetworkPush, home_network
 from nexus.manager.pipelines.vms import VmPipeline
 
 log = structlog.get_logger("pipeline.hosts")
@@ -41,11 +42,19 @@ class HostPipeline:
     """Follows one agent; there is one of these for each agent's address."""
 
     def __init__(
-        self, db: Database, agents: Agents, vms: VmPipeline, url: str, *, heals: bool = True
+        self,
+        db: Database,
+        agents: Agents,
+        vms: VmPipeline,
+        networks: NetworkPush,
+        url: str,
+        *,
+        heals: bool = True,
     ) -> None:
         self.db = db
         self.agents = agents
         self.vms = vms
+        self.networks = networks
         self.url = url
         self.heals = heals
         """Whether it acts on its own: re-sends lost machines, removes orphans."""
@@ -88,7 +97,7 @@ class HostPipeline:
         async with self.db.write() as session:
             row = await session.get(HostRow, inventory.host_id, with_for_update=True)
             if row is None:
-                row = HostRow(id=inventory.host_id, created_at=now, last_address=0)
+                row = HostRow(id=inventory.host_id, created_at=now)
                 session.add(row)
             row.name = inventory.hostname
             row.agent_url = self.url
@@ -96,11 +105,13 @@ class HostPipeline:
             row.engine = inventory.engine
             row.engine_reason = inventory.engine_reason
             row.engine_version = inventory.engine_version
-            row.network = inventory.network
+            row.network, row.networks = inventory.network, inventory.networks_in_use
             row.capacity = capacity
             row.run_dir = inventory.run_dir
             row.agent_version = inventory.agent_version
             row.last_seen_at = now
+            await session.flush()
+            await home_network(session, row, now)
             # Whatever rests after failures of this host need not rest any longer.
             await session.execute(
                 update(VmRow)
@@ -113,6 +124,7 @@ class HostPipeline:
         agent = self.agents.at(self.url)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._beat, agent, host_id)
+            tasks.start_soon(self.networks.run, agent, host_id)
             if self.heals:
                 tasks.start_soon(self._reap_orphans, agent)
             await self._listen(agent, host_id)

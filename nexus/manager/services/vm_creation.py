@@ -1,29 +1,26 @@
 """Making VMs: one, or many alike, with everything decided in one transaction."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from ipaddress import IPv4Address
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Created, CreatedMany
-from nexus.api.devices import NicCreate
 from nexus.api.errors import Conflict, NameTaken, ValidationFailed
-from nexus.api.hosts import HostNetwork
 from nexus.api.vms import Vm, VmCreate
 from nexus.ids import new_id
-from nexus.manager import devices, ipam, scheduler
+from nexus.manager import devices, scheduler
 from nexus.manager.config import Settings
-from nexus.manager.db.columns import StoredNic
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, IpAddressRow, VmRow
+from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.services.hosts import is_healthy
 from nexus.manager.services.vm_expiry import deadline
 from nexus.manager.services.vm_images import VmImages, choose
+from nexus.manager.services.vm_networks import AddressBook
 from nexus.manager.services.vms import to_vm
 from nexus.manager.uow import Caller, UnitOfWork, change
 
@@ -76,27 +73,21 @@ class VmCreation:
         drives = devices.drives_of(request, images.drives)
         disk_mib = sum(map(devices.present_size, [*drives, root] if root else drives))
         hosts = await self._place(session, request, disk_mib, len(names), unit.at)
-        addresses = {host.id: await _free_addresses(session, host) for host in set(hosts)}
+        addresses = await AddressBook.open(session, project, request.nics, hosts, len(names))
         rows: list[VmRow] = []
-        taken: list[IpAddressRow] = []
         for name, host in zip(names, hosts, strict=True):
             vm_id = new_id()
-            mine = [next(addresses[host.id]) for _ in request.nics]
-            host.last_address = int(mine[-1])
             row = _new_row(unit, request, vm_id, name, host, images)
-            row.nics = _nics(request.nics, vm_id, host.network, mine)
+            row.nics = addresses.nics_of(vm_id, host, request.nics)
             row.drives = drives
             if root is not None:
                 row.rootfs_size_mib, row.rootfs_limits = root.size_mib, root.limits
             self.pipeline.take(row, unit.at)
             rows.append(row)
-            taken += [
-                IpAddressRow(host_id=host.id, address=int(address), vm_id=vm_id) for address in mine
-            ]
             unit.event(row, "requested", "created", f"requested on host {host.name}")
         session.add_all(rows)
         await session.flush()
-        session.add_all(taken)
+        session.add_all(addresses.taken)
         unit.answer = lambda: created(request, [to_vm(row) for row in rows])
         unit.target = rows[0].id
         unit.after = {
@@ -199,30 +190,6 @@ def _new_row(
         next_attempt_at=unit.at,
         attempts=0,
     )
-
-
-def _nics(
-    wanted: Sequence[NicCreate], vm_id: str, network: HostNetwork, addresses: Sequence[IPv4Address]
-) -> list[StoredNic]:
-    """All are in one network, so only the first leads out of it."""
-    return [
-        StoredNic(
-            iface=f"eth{index}",
-            mac=ipam.mac_for(vm_id, f"eth{index}"),
-            ip=ipam.with_prefix(address, network),
-            gateway=None if index else network.gateway,
-            dns=[] if index else network.dns,
-            limits=devices.simplified(nic.limits),
-        )
-        for index, (nic, address) in enumerate(zip(wanted, addresses, strict=True))
-    ]
-
-
-async def _free_addresses(session: AsyncSession, host: HostRow) -> Iterator[IPv4Address]:
-    used = (
-        await session.scalars(select(IpAddressRow.address).where(IpAddressRow.host_id == host.id))
-    ).all()
-    return ipam.free_addresses(host.network, used, host.last_address)
 
 
 async def check_free(session: AsyncSession, project: str, names: Sequence[str]) -> None:

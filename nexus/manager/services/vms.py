@@ -139,6 +139,7 @@ def to_vm(row: VmRow) -> Vm:
                 gateway=nic.gateway,
                 tap=nic.tap,
                 limits=nic.limits,
+                network=nic.network,
             )
             for nic in row.nics
         ],

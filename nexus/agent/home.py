@@ -1,24 +1,23 @@
-"""The NAT network of one installation, and the TAPs of its VMs."""
+"""The host's own NAT network: a bridge and a subnet, decided at the agent's first start."""
 
 import ipaddress
 from pathlib import Path
 
-import anyio.to_thread
-
 from nexus.agent import installation as installations
-from nexus.agent import nat
+from nexus.agent import nft
 from nexus.agent.errors import NetworkFailed
 from nexus.agent.installation import Installation
-from nexus.agent.layout import MAX_NICS, nic_links, tap_name
 from nexus.agent.links import Links
+from nexus.agent.rules import Segment
 from nexus.agent.settings import Settings
 from nexus.api.hosts import HostNetwork
+from nexus.api.networks import HostNetworkSpec
 
 _RESOLVER_FILES = (Path("/run/systemd/resolve/resolv.conf"), Path("/etc/resolv.conf"))
 
 
-class Network:
-    """The bridge with its address and rules; made by ``Network.ensure``."""
+class HomeNetwork:
+    """The bridge with its address; made by ``HomeNetwork.ensure``."""
 
     def __init__(self, installation: Installation, links: Links) -> None:
         bridge = links.find(installation.bridge or "")
@@ -30,15 +29,16 @@ class Network:
         self._links = links
 
     @classmethod
-    def ensure(cls, settings: Settings, links: Links, *, has_vms: bool) -> "Network":
-        """Bridge, address, rules and forwarding as they should be; changes only what is not.
+    def ensure(cls, settings: Settings, links: Links, *, has_vms: bool) -> "HomeNetwork":
+        """Bridge and address as they should be; changes only what is not. Not up yet: the rules
+        come first.
 
         Blocks for some 10 ms. Raises NetworkFailed with a cure.
         """
         file = settings.installation_file
         known = installations.load_or_begin(file)
         if known.subnet is None:
-            off = installations.forwarding_was_off(nat.forwarding(), links.all())
+            off = installations.forwarding_was_off(nft.forwarding(), links.all())
             subnet = settings.subnet
             if subnet is None:
                 subnet = installations.choose_subnet(known.id, links.networks_in_use())
@@ -57,21 +57,28 @@ class Network:
         if name != known.bridge:
             known = known.model_copy(update={"bridge": name})
             installations.save(file, known)
-        network = cls(known, links)
-        network._ensure_rules()
-        return network
+        return cls(known, links)
 
-    def _ensure_rules(self) -> None:
-        # The rules come before the bridge is up: there is no moment without them.
-        nat.ensure_table(self.installation.table, self.bridge.name, self.subnet)
+    def segment(self, spec: HostNetworkSpec | None = None) -> Segment:
+        """What the rules are told of it; ``spec`` has the manager's options."""
+        return Segment(
+            self.bridge.name,
+            "nat",
+            self.subnet,
+            isolate_vms=spec is not None and spec.isolate_vms,
+            serves=spec is not None and spec.dhcp,
+        )
+
+    def bring_up(self) -> None:
+        """The bridge with its address, up, and forwarding. The rules must be there."""
         wanted = self._gateway
         for address in self._links.addresses(self.bridge.index):
             if address != wanted:
                 self._links.remove_address(self.bridge.index, address)
         self._links.ensure_address(self.bridge.index, wanted)
         self._links.set(self.bridge.index, state="up")
-        if not nat.forwarding():
-            nat.set_forwarding(True)
+        if not nft.forwarding():
+            nft.set_forwarding(True)
 
     @property
     def _gateway(self) -> ipaddress.IPv4Interface:
@@ -86,41 +93,6 @@ class Network:
             gateway=str(self._gateway.ip),
             dns=name_servers(_RESOLVER_FILES),
         )
-
-    async def ensure_taps(self, vm_id: str, count: int, owner: int | None) -> None:
-        """The TAPs of a VM's first ``count`` NICs, in the bridge and up."""
-
-        def ensure() -> None:
-            for index in range(count):
-                self._links.ensure_tap(tap_name(vm_id, index), self.bridge.index, owner)
-
-        await anyio.to_thread.run_sync(ensure)
-
-    async def remove_taps(self, vm_id: str) -> None:
-        """Every TAP this VM can have, and what shapes it; absent ones are no error."""
-
-        def remove() -> None:
-            for index in range(MAX_NICS):
-                for name in nic_links(vm_id, index):
-                    self._links.delete_of_vm(name, self.bridge.index)
-
-        await anyio.to_thread.run_sync(remove)
-
-    def remove_orphans(self, vm_ids: list[str]) -> list[str]:
-        """Deletes the TAPs in our bridge that belong to none of these VMs, and what shapes them;
-        returns the TAPs' names."""
-        known = {tap_name(vm_id, index) for vm_id in vm_ids for index in range(MAX_NICS)}
-        orphans = [
-            link.name
-            for link in self._links.all()
-            if link.master == self.bridge.index
-            and link.name.startswith("nx")
-            and link.name not in known
-        ]
-        for name in orphans:
-            self._links.delete(name)
-            self._links.delete(f"i{name}")
-        return orphans
 
 
 def name_servers(files: tuple[Path, ...]) -> list[str]:

@@ -1,0 +1,270 @@
+"""Every network of this host, and the TAPs of its VMs in them."""
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from nexus.agent import bridges, nft
+from nexus.agent.atomic import write_atomically
+from nexus.agent.bridges import Survey
+from nexus.agent.errors import NetworkFailed
+from nexus.agent.firewall import Firewall
+from nexus.agent.home import HomeNetwork
+from nexus.agent.installation import Installation
+from nexus.agent.layout import MAX_NICS, nic_links, tap_name
+from nexus.agent.links import Links
+from nexus.agent.rules import Port, Segment
+from nexus.api.hosts import HostNetwork
+from nexus.api.machines import Machine, MachineNic
+from nexus.api.networks import (
+    HostNetworks,
+    HostNetworkSpec,
+    HostNetworksStatus,
+    HostNetworkStatus,
+    NetworkError,
+)
+
+log = structlog.get_logger("networks")
+
+NOTHING = HostNetworks(networks=[], forwards=[])
+
+
+class Networks:
+    """The host's own network, those the manager asked for, and the rules of all."""
+
+    def __init__(self, home: HomeNetwork, links: Links, file: Path) -> None:
+        self._home = home
+        self._links = links
+        self._file = file
+        """What the manager asked for last."""
+        self._segments: dict[str, Segment] = {}
+        """The networks that this host has, by id."""
+        self._bridges: set[str] = set()
+        """Every bridge that a TAP of ours may be in, also of a network that is not wanted now."""
+        self._home_id: str | None = None
+        self._firewall = Firewall(home.installation.table, [home.segment()])
+        self._turn = anyio.Lock()
+
+    @property
+    def installation(self) -> Installation:
+        return self._home.installation
+
+    @property
+    def wire(self) -> HostNetwork:
+        """What the manager is told of the host's own network."""
+        return self._home.wire
+
+    async def in_use(self) -> list[str]:
+        """The subnets this machine has without Nexus' networks."""
+        return await anyio.to_thread.run_sync(self._in_use)
+
+    def _in_use(self) -> list[str]:
+        ours = [
+            link.index
+            for link in self._links.all()
+            if bridges.is_ours(self.installation, link) or self.installation.owns(link)
+        ]
+        return sorted({str(net) for net in self._links.networks_in_use(but=ours)})
+
+    # -- what the manager asks -------------------------------------------------------------------
+
+    async def restore(self, machines: Iterable[Machine]) -> None:
+        """Takes up, after a start, what was asked for before, with the VMs that are there."""
+        wanted = await anyio.to_thread.run_sync(load_networks, self._file)
+        async with self._turn:
+            # Segments first, so that the ports' bridges are known when the rules are written.
+            surveys, errors = await anyio.to_thread.run_sync(self._survey, wanted)
+            self._adopt(wanted, surveys)
+            for machine in machines:
+                self._firewall.know(machine.id, self._ports(machine, lenient=True))
+            await self._make(wanted, surveys, errors)
+            await anyio.to_thread.run_sync(self._home.bring_up)
+        for network_id, why in errors.items():
+            log.warning("a network is not there", network=network_id, error=why.message)
+
+    async def apply(self, wanted: HostNetworks) -> HostNetworksStatus:
+        """Makes these the host's networks and forwards, and no others. Run twice, it does nothing
+        more. A network that cannot be made is not half made; its status says why."""
+        async with self._turn:
+            await anyio.to_thread.run_sync(
+                write_atomically, self._file, wanted.model_dump_json().encode()
+            )
+            surveys, errors = await anyio.to_thread.run_sync(self._survey, wanted)
+            self._adopt(wanted, surveys)
+            await self._make(wanted, surveys, errors)
+            return HostNetworksStatus(
+                networks=[
+                    HostNetworkStatus(
+                        id=spec.id,
+                        bridge=self._bridge_of(spec),
+                        error=NetworkError(
+                            message=errors[spec.id].message, suggestion=errors[spec.id].suggestion
+                        )
+                        if spec.id in errors
+                        else None,
+                    )
+                    for spec in wanted.networks
+                ]
+            )
+
+    def _survey(self, wanted: HostNetworks) -> tuple[dict[str, Survey], dict[str, NetworkFailed]]:
+        surveys: dict[str, Survey] = {}
+        errors: dict[str, NetworkFailed] = {}
+        for spec in wanted.networks:
+            try:
+                if not spec.home:
+                    surveys[spec.id] = bridges.survey(spec, self.installation, self._links)
+            except NetworkFailed as error:
+                errors[spec.id] = error
+        return surveys, errors
+
+    def _adopt(self, wanted: HostNetworks, surveys: dict[str, Survey]) -> None:
+        self._segments = {network_id: found.segment for network_id, found in surveys.items()}
+        self._bridges |= {bridges.bridge_name(spec.id) for spec in wanted.networks}
+        self._bridges |= {segment.bridge for segment in self._segments.values()}
+        self._home_id = None
+        for spec in wanted.networks:
+            if spec.home:
+                self._home_id = spec.id
+                self._segments[spec.id] = self._home.segment(spec)
+
+    async def _make(
+        self, wanted: HostNetworks, surveys: dict[str, Survey], errors: dict[str, NetworkFailed]
+    ) -> None:
+        """Rules before bridges: there is no moment in which a bridge is up without them."""
+        try:
+            await self._firewall.replace(self._all_segments(), wanted.forwards)
+        except NetworkFailed as refused:
+            errors.update({spec.id: refused for spec in wanted.networks})
+            return
+        failed = await anyio.to_thread.run_sync(self._make_bridges, wanted, surveys)
+        errors.update(failed)
+        for network_id in failed:
+            self._segments.pop(network_id, None)
+
+    def _make_bridges(
+        self, wanted: HostNetworks, surveys: dict[str, Survey]
+    ) -> dict[str, NetworkFailed]:
+        failed: dict[str, NetworkFailed] = {}
+        kept = {bridges.bridge_name(spec.id) for spec in wanted.networks}
+        bridges.remove_others(kept, self.installation, self._links)
+        for network_id, found in surveys.items():
+            try:
+                bridges.ensure(found, self.installation, self._links)
+            except NetworkFailed as error:
+                failed[network_id] = error
+        if wanted.forwards:
+            for segment in self._all_segments():
+                if segment.ours and segment.kind == "nat":
+                    # A connection to a forwarded port of 127.0.0.1 is routed into the bridge.
+                    nft.route_loopback(segment.bridge)
+        return failed
+
+    def _all_segments(self) -> list[Segment]:
+        if self._home_id is None:
+            return [self._home.segment(), *self._segments.values()]
+        return [*self._segments.values()]
+
+    def _bridge_of(self, spec: HostNetworkSpec) -> str:
+        segment = self._segments.get(spec.id)
+        return segment.bridge if segment else bridges.bridge_name(spec.id)
+
+    # -- the TAPs of VMs -------------------------------------------------------------------------
+
+    async def ensure_taps(self, machine: Machine, owner: int | None) -> None:
+        """The TAPs of a VM's NICs, each in its network's bridge and up.
+
+        The rules know them before they are in a bridge. Raises NetworkFailed.
+        """
+        ports = self._ports(machine)
+        await self._firewall.admit(machine.id, ports)
+
+        def ensure() -> None:
+            for port in ports:
+                self._links.ensure_tap(port.tap, _index_of(port.bridge), owner)
+
+        await anyio.to_thread.run_sync(ensure)
+
+    async def remove_taps(self, vm_id: str) -> None:
+        """Every TAP this VM can have, and what shapes it; absent ones are no error."""
+
+        def remove() -> None:
+            ours = self._bridge_indices()
+            for index in range(MAX_NICS):
+                for name in nic_links(vm_id, index):
+                    self._links.delete_of_vm(name, ours)
+
+        await anyio.to_thread.run_sync(remove)
+        await self._firewall.forget(vm_id)
+
+    async def remove_orphans(self, vm_ids: list[str]) -> list[str]:
+        """Deletes the TAPs in our bridges that belong to none of these VMs, and what shapes them;
+        returns the TAPs' names."""
+        return await anyio.to_thread.run_sync(self._remove_orphans, vm_ids)
+
+    def _remove_orphans(self, vm_ids: list[str]) -> list[str]:
+        known = {tap_name(vm_id, index) for vm_id in vm_ids for index in range(MAX_NICS)}
+        ours = self._bridge_indices()
+        orphans = [
+            link.name
+            for link in self._links.all()
+            if link.master in ours and link.name.startswith("nx") and link.name not in known
+        ]
+        for name in orphans:
+            self._links.delete(name)
+            self._links.delete(f"i{name}")
+        return orphans
+
+    def _bridge_indices(self) -> set[int]:
+        found = set()
+        for name in {self._home.bridge.name, *self._bridges}:
+            with suppress(OSError):
+                found.add(socket.if_nametoindex(name))
+        return found
+
+    def _ports(self, machine: Machine, *, lenient: bool = False) -> list[Port]:
+        ports = []
+        for index, nic in enumerate(machine.nics):
+            segment = self._segment_of(nic)
+            if segment is None:
+                if lenient:
+                    continue
+                raise NetworkFailed(
+                    f"the host does not have the network of {nic.iface}",
+                    suggestion="nexus network ls tells why; then start the VM again",
+                )
+            address = str(ipaddress.IPv4Interface(nic.ip).ip)
+            ports.append(Port(tap_name(machine.id, index), segment.bridge, nic.mac, address))
+        return ports
+
+    def _segment_of(self, nic: MachineNic) -> Segment | None:
+        if nic.network is None:
+            return self._segments.get(self._home_id or "", self._home.segment())
+        return self._segments.get(nic.network)
+
+
+def _index_of(bridge: str) -> int:
+    try:
+        return socket.if_nametoindex(bridge)
+    except OSError as error:
+        raise NetworkFailed(
+            f"the bridge {bridge} is gone", suggestion="start the agent again"
+        ) from error
+
+
+def load_networks(file: Path) -> HostNetworks:
+    """What the manager asked for last; nothing when there is no such file."""
+    try:
+        return HostNetworks.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return NOTHING
+    except ValueError as error:
+        # The manager tells it again as soon as it is there.
+        log.warning("the file of networks is damaged", file=str(file), error=str(error))
+        return NOTHING

@@ -1,0 +1,232 @@
+"""nftables rules of one host, as text: a pure function of its networks, VMs and forwards.
+
+Two tables of our own, both replaced as wholes in one transaction: ``bridge`` looks at what comes
+out of a TAP, ``inet`` at what is routed.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nexus.api.networks import HostForward, NetworkKind
+
+MARK = 0x6E787573
+"""On packets that a VM sends in a bridge which is not ours."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One bridge and what may pass it."""
+
+    bridge: str
+    kind: NetworkKind
+    subnet: ipaddress.IPv4Network
+    isolate_vms: bool = False
+    serves: bool = False
+    """The host answers DHCP and DNS there."""
+    ours: bool = True
+    """We made the bridge; else it is one that the host had before."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """A VM's NIC: the TAP, its bridge, and the only addresses it may use."""
+
+    tap: str
+    bridge: str
+    mac: str
+    ip: str
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Everything the tables are made of."""
+
+    table: str
+    segments: Sequence[Segment]
+    ports: Mapping[str, Sequence[Port]] = field(default_factory=dict)
+    """By VM."""
+    forwards: Sequence[HostForward] = ()
+
+
+def text_of(rules: Rules) -> str:
+    """What ``nft -f -`` is given to replace everything.
+
+    Adding a table before deleting it makes the deletion succeed the first time too; the whole text
+    is one transaction.
+    """
+    return "\n".join(
+        [
+            f"table bridge {rules.table}",
+            f"delete table bridge {rules.table}",
+            f"table inet {rules.table}",
+            f"delete table inet {rules.table}",
+            *_bridge_table(rules),
+            *_inet_table(rules),
+            "",
+        ]
+    )
+
+
+def removal_of(table: str) -> str:
+    """What removes everything; it succeeds as well when there is nothing."""
+    both = (f"bridge {table}", f"inet {table}")
+    return "".join(f"table {each}\ndelete table {each}\n" for each in both)
+
+
+def change_of(verb: Literal["add", "delete"], rules: Rules, ports: Sequence[Port]) -> str:
+    """What admits or forgets these ports, and touches nothing else: the same cost for the first
+    VM and for the thousandth."""
+    return "\n".join(
+        f"{verb} element bridge {rules.table} {name} {{ {', '.join(elements)} }}"
+        for name, elements in _sets(rules, ports).items()
+        if elements
+    )
+
+
+def _sets(rules: Rules, ports: Sequence[Port]) -> dict[str, list[str]]:
+    """The elements of the bridge table's sets."""
+    by_bridge = {segment.bridge: segment for segment in rules.segments}
+    taps, addresses, apart, foreign = [], [], [], []
+    for port in ports:
+        taps.append(f'"{port.tap}"')
+        addresses.append(f'"{port.tap}" . {port.mac} . {port.ip}')
+        segment = by_bridge.get(port.bridge)
+        if segment is None:
+            continue
+        if segment.serves:
+            # A DHCP client has no address yet.
+            addresses.append(f'"{port.tap}" . {port.mac} . 0.0.0.0')
+        if segment.isolate_vms:
+            apart.append(f'"{port.tap}"')
+        if not segment.ours:
+            foreign.append(f'"{port.tap}"')
+    return {"taps": taps, "addresses": addresses, "apart": apart, "foreign": foreign}
+
+
+def _bridge_table(rules: Rules) -> list[str]:
+    """A TAP speaks with its own addresses only, and only IPv4 and ARP.
+
+    A TAP is put into its bridge after the rules know it, so there is none that they do not know.
+    """
+    ports = [port for of_vm in rules.ports.values() for port in of_vm]
+    sets = _sets(rules, ports)
+    return [
+        f"table bridge {rules.table} {{",
+        *_set("taps", "ifname", sets["taps"]),
+        *_set("addresses", "ifname . ether_addr . ipv4_addr", sets["addresses"]),
+        *_set("apart", "ifname", sets["apart"]),
+        *_set("foreign", "ifname", sets["foreign"]),
+        "  chain prerouting {",
+        "    type filter hook prerouting priority -300;",
+        "    iifname @taps jump from_vm",
+        "  }",
+        "  chain from_vm {",
+        "    ether type arp iifname . ether saddr . arp saddr ip != @addresses drop",
+        "    ether type arp iifname . arp saddr ether . arp saddr ip != @addresses drop",
+        "    ether type ip iifname . ether saddr . ip saddr != @addresses drop",
+        "    ether type ip ip saddr 0.0.0.0 udp dport != 67 drop",
+        "    ether type ip ip saddr 0.0.0.0 ip protocol != udp drop",
+        "    ether type != { ip, arp } drop",
+        # In a bridge of somebody else only this tells our guests' packets from the others'.
+        f"    iifname @foreign meta mark set {MARK:#x}",
+        "  }",
+        "  chain forward {",
+        "    type filter hook forward priority 0;",
+        "    iifname @apart oifname @apart drop",
+        "  }",
+        "}",
+    ]
+
+
+def _inet_table(rules: Rules) -> list[str]:
+    """Guests reach what their network's kind says, and on the host itself nothing but ICMP."""
+    ours = [segment for segment in rules.segments if segment.ours]
+    nat = [segment for segment in ours if segment.kind == "nat"]
+    lines = [f"table inet {rules.table} {{", *_forward_map(rules.forwards)]
+    if any(not segment.ours for segment in rules.segments):
+        lines += _from_foreign_bridges()
+    if not ours:
+        return [*lines, "}"]
+    all_bridges = _names(segment.bridge for segment in ours)
+    nat_bridges = _names(segment.bridge for segment in nat)
+    serving = [segment.bridge for segment in ours if segment.serves]
+    lines += ["  chain postrouting {", "    type nat hook postrouting priority srcnat;"]
+    lines += [
+        f"    ip saddr {segment.subnet} oifname != {all_bridges} masquerade" for segment in nat
+    ]
+    if nat and rules.forwards:
+        # A connection of the host to its own loopback address must come back to it.
+        lines.append(f"    ip saddr 127.0.0.0/8 oifname {nat_bridges} masquerade")
+    lines += ["  }", "  chain forward {", "    type filter hook forward priority filter;"]
+    lines.append(f"    iifname {all_bridges} oifname {all_bridges} jump within")
+    if nat:
+        lines += [
+            f"    iifname {nat_bridges} accept",
+            f"    oifname {nat_bridges} ct state established,related accept",
+            f"    oifname {nat_bridges} ct status dnat accept",
+        ]
+    lines += [
+        f"    iifname {all_bridges} drop",
+        f"    oifname {all_bridges} drop",
+        "  }",
+        # Frames within one bridge come here only where br_netfilter is on.
+        "  chain within {",
+        *(f'    iifname "{s.bridge}" oifname "{s.bridge}" accept' for s in ours),
+        "    drop",
+        "  }",
+        "  chain input {",
+        "    type filter hook input priority filter;",
+        f"    iifname {all_bridges} ct state established,related accept",
+        f"    iifname {all_bridges} meta l4proto {{ icmp, icmpv6 }} accept",
+    ]
+    if serving:
+        names = _names(serving)
+        lines += [
+            f"    iifname {names} udp dport {{ 53, 67 }} accept",
+            f"    iifname {names} tcp dport 53 accept",
+        ]
+    return [*lines, f"    iifname {all_bridges} drop", "  }", "}"]
+
+
+def _from_foreign_bridges() -> list[str]:
+    return [
+        "  chain foreign {",
+        "    type filter hook input priority filter;",
+        f"    meta mark != {MARK:#x} accept",
+        "    ct state established,related accept",
+        "    meta l4proto { icmp, icmpv6 } accept",
+        "    drop",
+        "  }",
+    ]
+
+
+def _forward_map(forwards: Sequence[HostForward]) -> list[str]:
+    if not forwards:
+        return []
+    entries = (
+        f"{each.protocol} . {each.host_port} : {each.ip} . {each.guest_port}" for each in forwards
+    )
+    to_guest = "fib daddr type local dnat ip to meta l4proto . th dport map @forwards"
+    return [
+        *_set("forwards", "inet_proto . inet_service : ipv4_addr . inet_service", entries, "map"),
+        "  chain prerouting {",
+        "    type nat hook prerouting priority dstnat;",
+        f"    {to_guest}",
+        "  }",
+        "  chain output {",
+        "    type nat hook output priority -100;",
+        f"    {to_guest}",
+        "  }",
+    ]
+
+
+def _set(name: str, kind: str, elements: Iterable[str], what: str = "set") -> list[str]:
+    listed = ",\n      ".join(elements)
+    content = [f"    elements = {{ {listed} }}"] if listed else []
+    return [f"  {what} {name} {{", f"    type {kind}", *content, "  }"]
+
+
+def _names(names: Iterable[str]) -> str:
+    return "{ " + ", ".join(f'"{name}"' for name in names) + " }"

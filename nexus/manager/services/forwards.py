@@ -1,0 +1,111 @@
+"""Port forwards: ports of hosts that lead to VMs."""
+
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from nexus.api.common import Created
+from nexus.api.errors import Conflict, InvalidState, NotFound
+from nexus.api.networks import PortForward, PortForwardCreate
+from nexus.ids import new_id
+from nexus.manager.db.session import Database
+from nexus.manager.db.tables import NetworkRow, PortForwardRow
+from nexus.manager.pipelines.networks import NetworkPush
+from nexus.manager.services.vms import find
+from nexus.manager.uow import Caller, change
+
+
+class Forwards:
+    """The rules of forwards. The unique constraint on host, protocol and port decides races."""
+
+    def __init__(self, db: Database, push: NetworkPush, own_port: int | None) -> None:
+        self.db = db
+        self.push = push
+        self.own_port = own_port
+        """The manager's: a forward of it would cut everybody off."""
+
+    async def create(self, caller: Caller, ref: str, wish: PortForwardCreate) -> PortForward:
+        """Has a port of the VM's host lead to the VM. Raises NotFound, InvalidState or Conflict."""
+        if wish.protocol == "tcp" and wish.host_port == self.own_port:
+            raise Conflict(
+                f"port {wish.host_port} is the manager's own",
+                suggestion=f"choose another port, such as {wish.host_port + 1}",
+            )
+        try:
+            async with change(self.db, caller, "forward.create", target=ref) as unit:
+                vm = await find(unit.session, caller.project, ref, lock=True)
+                nic = next((nic for nic in vm.nics if nic.iface == wish.iface), None)
+                if nic is None or vm.power == "deleted":
+                    raise NotFound(f"VM {vm.name!r} has no {wish.iface}", suggestion="nexus show")
+                network = await unit.session.get(NetworkRow, nic.network_id)
+                if network is None or network.kind != "nat":
+                    kind = network.kind if network else "unknown"
+                    raise InvalidState(
+                        f"{wish.iface} is on the {kind} network {nic.network!r}: a host's port "
+                        "leads to VMs on NAT networks only",
+                        suggestion="give the VM a NIC on a network of kind nat",
+                    )
+                row = PortForwardRow(
+                    id=new_id(),
+                    project=caller.project,
+                    vm_id=vm.id,
+                    host_id=vm.host_id,
+                    protocol=wish.protocol,
+                    host_port=wish.host_port,
+                    guest_port=wish.guest_port,
+                    iface=wish.iface,
+                    ip=nic.ip.partition("/")[0],
+                    created_at=unit.at,
+                )
+                unit.session.add(row)
+                unit.target = vm.id
+                unit.after = wish.model_dump()
+                unit.answer = lambda: Created[PortForward](id=row.id, item=to_forward(row))
+                await unit.session.flush()
+        except IntegrityError as error:
+            raise Conflict(
+                f"{wish.protocol} port {wish.host_port} of that host leads to a VM already",
+                suggestion="choose another port, or: nexus forward ls",
+            ) from error
+        self.push.hint()
+        return to_forward(row)
+
+    async def delete(self, caller: Caller, ref: str, forward_id: str) -> None:
+        """Gives a port back. Raises NotFound."""
+        async with change(self.db, caller, "forward.delete", target=ref) as unit:
+            vm = await find(unit.session, caller.project, ref)
+            row = await unit.session.get(PortForwardRow, forward_id, with_for_update=True)
+            if row is None or row.vm_id != vm.id:
+                raise NotFound(
+                    f"VM {vm.name!r} has no forward {forward_id}",
+                    suggestion=f"nexus forward ls {vm.name}",
+                )
+            unit.target = vm.id
+            unit.before = {"protocol": row.protocol, "host_port": row.host_port}
+            await unit.session.delete(row)
+        self.push.hint()
+
+    async def of_vm(self, project: str, ref: str) -> list[PortForward]:
+        """A VM's forwards, by port. Raises NotFound."""
+        async with self.db.read() as session:
+            vm = await find(session, project, ref)
+            query = (
+                select(PortForwardRow)
+                .where(PortForwardRow.vm_id == vm.id)
+                .order_by(PortForwardRow.host_port, PortForwardRow.protocol)
+            )
+            return [to_forward(row) for row in await session.scalars(query)]
+
+
+def to_forward(row: PortForwardRow) -> PortForward:
+    """A row as the API shows it."""
+    return PortForward(
+        id=row.id,
+        vm_id=row.vm_id,
+        host_id=row.host_id,
+        protocol=row.protocol,
+        host_port=row.host_port,
+        guest_port=row.guest_port,
+        iface=row.iface,
+        ip=row.ip,
+        created_at=row.created_at,
+    )

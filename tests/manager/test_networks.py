@@ -1,0 +1,228 @@
+"""Networks, addresses and port forwards, from the API to what the host is told."""
+
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nexus.api.errors import Conflict
+from nexus.api.networks import NetworkError
+from nexus.manager import subnets
+from tests.manager.agent_double import AgentDouble
+from tests.manager.core import Manager, running, settings_for, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def make(manager: Manager, **body: Any) -> dict[str, Any]:
+    answer = await manager.http.post("/v1/networks?wait=ready", json=body)
+    assert answer.status_code == 201, answer.text
+    item: dict[str, Any] = answer.json()["item"]
+    return item
+
+
+async def error_of(manager: Manager, method: str, url: str, status: int, **body: Any) -> str:
+    answer = await manager.http.request(method, url, json=body or None)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["suggestion"]
+    return str(answer.json()["message"])
+
+
+async def test_the_hosts_own_network_is_there(manager: Manager) -> None:
+    (network,) = (await manager.http.get("/v1/networks")).json()["items"]
+    assert (network["name"], network["kind"], network["state"]) == ("default", "nat", "ready")
+    assert network["cidr"] == "10.77.0.0/20"
+    vm = await manager.create(name="one")
+    assert vm["nics"][0]["network"] == "default"
+    members = (await manager.http.get("/v1/networks/default/vms")).json()["items"]
+    assert [(member["vm_name"], member["ip"]) for member in members] == [("one", "10.77.0.2")]
+    assert "own network" in await error_of(manager, "DELETE", "/v1/networks/default", 409)
+
+
+async def test_a_life_of_a_network(manager: Manager, agent: AgentDouble) -> None:
+    network = await make(manager, name="lab", kind="isolated", cidr="192.168.9.0/29")
+    assert (network["state"], network["gateway"], network["bridge"]) == ("ready", None, "br-lab")
+    spec = next(spec for spec in agent.networks[-1].networks if spec.name == "lab")
+    assert (spec.cidr, spec.home, spec.isolate_vms) == ("192.168.9.0/29", False, False)
+
+    vm = await manager.create(name="two", nics=[{}, {"network": "lab"}, {"network": network["id"]}])
+    assert [nic["network"] for nic in vm["nics"]] == ["default", "lab", "lab"]
+    assert [nic["ip"] for nic in vm["nics"][1:]] == ["192.168.9.2/29", "192.168.9.3/29"]
+    assert [nic["gateway"] for nic in vm["nics"]] == ["10.77.0.1", None, None]
+    told = agent.puts[-1].nics
+    assert [nic.network for nic in told] == [None, network["id"], network["id"]]
+
+    assert "two" in await error_of(manager, "DELETE", "/v1/networks/lab", 409)
+    changed = await manager.http.patch("/v1/networks/lab?wait=ready", json={"isolate_vms": True})
+    assert changed.json()["item"]["isolate_vms"] is True
+    assert next(s for s in agent.networks[-1].networks if s.name == "lab").isolate_vms
+    await manager.http.delete("/v1/vms/two?wait=deleted")
+    assert (await manager.http.delete("/v1/networks/lab")).json() == {"ok": True}
+
+    async def forgotten() -> bool:
+        return [spec.name for spec in agent.networks[-1].networks] == ["default"]
+
+    await until("the host is told", forgotten)
+
+
+async def test_addresses_are_reserved_and_come_to_an_end(manager: Manager) -> None:
+    await make(manager, name="small", cidr="192.168.9.0/29")
+    fixed = [{"network": "small", "ip": "192.168.9.4"}]
+    vm = await manager.create(name="fixed", nics=fixed)
+    assert vm["nics"][0]["ip"] == "192.168.9.4/29"
+    taken = await error_of(manager, "POST", "/v1/vms", 409, name="again", nics=fixed)
+    assert "192.168.9.4 is in use" in taken
+    for bad in ("192.168.9.1", "192.168.9.0", "192.168.9.7", "10.0.0.1"):
+        nics = [{"network": "small", "ip": bad}]
+        await error_of(manager, "POST", "/v1/vms", 422, name="bad", nics=nics)
+    await error_of(manager, "POST", "/v1/vms", 422, name="many", nics=fixed, count=2)
+
+    nics = [{"network": "small"}]
+    many = await manager.http.post("/v1/vms", json={"name": "m", "nics": nics, "count": 4})
+    addresses = {vm["nics"][0]["ip"] for vm in many.json()["items"]}
+    assert addresses == {f"192.168.9.{n}/29" for n in (2, 3, 5, 6)}
+    full = await error_of(manager, "POST", "/v1/vms", 409, name="more", nics=nics)
+    assert "every address of 192.168.9.0/29" in full
+    await manager.http.delete("/v1/vms/fixed?wait=deleted")
+    assert (await manager.create(name="more", nics=nics))["nics"][0]["ip"] == "192.168.9.4/29"
+
+
+async def test_a_subnet_is_proposed_or_refused(manager: Manager) -> None:
+    proposed = await make(manager, name="free")
+    assert IPv4Network(proposed["cidr"]).subnet_of(subnets.POOL)
+    assert proposed["gateway"] == str(IPv4Network(proposed["cidr"])[1])
+    for cidr in (proposed["cidr"], "10.77.8.0/24"):
+        refused = await error_of(manager, "POST", "/v1/networks", 409, name="two", cidr=cidr)
+        assert "overlaps" in refused
+    assert "free" in await error_of(manager, "POST", "/v1/networks", 409, name="free")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"name": "a b"},
+        {"name": "x" * 33},
+        {"name": "x", "kind": "open"},
+        {"name": "x", "cidr": "10.0.0.1/24"},
+        {"name": "x", "cidr": "10.0.0.0/30"},
+        {"name": "x", "cidr": "127.0.0.0/8"},
+        {"name": "x", "cidr": "fd00::/64"},
+        {"name": "x", "kind": "bridged"},
+        {"name": "x", "kind": "bridged", "uplink": "a/b", "cidr": "10.0.0.0/24"},
+        {"name": "x", "uplink": "eth1"},
+        {"name": "x", "dns": ["not an address"]},
+        {"name": "x", "kind": "bridged", "uplink": "e", "cidr": "10.0.0.0/24", "dhcp": True},
+        {"name": "x", "unknown": 1},
+    ],
+)
+async def test_bad_networks_are_refused(manager: Manager, body: dict[str, Any]) -> None:
+    answer = await manager.http.post("/v1/networks", json=body)
+    assert (answer.status_code, answer.json()["error"]) == (422, "validation_failed")
+
+
+async def test_a_network_that_cannot_be_says_why(manager: Manager, agent: AgentDouble) -> None:
+    agent.network_errors["wan"] = NetworkError(message="no interface eth9", suggestion="ip link")
+    body = {"name": "wan", "kind": "bridged", "uplink": "eth9", "cidr": "192.0.2.0/24"}
+    network = await make(manager, **body)
+    assert (network["state"], network["error"]["message"]) == ("error", "no interface eth9")
+    refused = await error_of(manager, "POST", "/v1/vms", 409, name="x", nics=[{"network": "wan"}])
+    assert "no interface eth9" in refused
+    missing = await error_of(manager, "POST", "/v1/vms", 404, name="x", nics=[{"network": "no"}])
+    assert "no network" in missing
+    # The cause is gone: the host is asked again by itself, and here at once by a change.
+    agent.network_errors.clear()
+    changed = await manager.http.patch("/v1/networks/wan?wait=ready", json={"isolate_vms": True})
+    assert changed.json()["item"]["state"] == "ready"
+
+
+async def test_forwards(manager: Manager, agent: AgentDouble) -> None:
+    await manager.create(name="web")
+    await manager.create(name="other")
+    wish = {"host_port": 8080, "guest_port": 80}
+    made = await manager.http.post("/v1/vms/web/forwards", json=wish)
+    assert made.status_code == 201
+    assert made.json()["item"]["ip"] == "10.77.0.2"
+
+    async def told() -> bool:
+        forwards = agent.networks[-1].forwards
+        return [(f.host_port, f.ip, f.guest_port) for f in forwards] == [(8080, "10.77.0.2", 80)]
+
+    await until("the host is told", told)
+    taken = await error_of(manager, "POST", "/v1/vms/other/forwards", 409, **wish)
+    assert "8080" in taken
+    udp = await manager.http.post("/v1/vms/other/forwards", json={**wish, "protocol": "udp"})
+    assert udp.status_code == 201
+    own = await error_of(
+        manager, "POST", "/v1/vms/web/forwards", 409, host_port=18080, guest_port=80
+    )
+    assert "manager's own" in own
+    for bad in ({"host_port": 0, "guest_port": 80}, {"host_port": 70000, "guest_port": 80}):
+        assert (await manager.http.post("/v1/vms/web/forwards", json=bad)).status_code == 422
+    listed = (await manager.http.get("/v1/vms/web/forwards")).json()["items"]
+    assert [each["id"] for each in listed] == [made.json()["id"]]
+    # Somebody else's, then one's own.
+    url = f"/v1/vms/other/forwards/{made.json()['id']}"
+    await error_of(manager, "DELETE", url, 404)
+    assert (await manager.http.delete(url.replace("other", "web"))).json() == {"ok": True}
+    await manager.http.delete("/v1/vms/other?wait=deleted")
+
+    async def none_left() -> bool:
+        return agent.networks[-1].forwards == []
+
+    await until("forwards go with their VM", none_left)
+
+
+async def test_isolated_networks_have_no_forwards(manager: Manager) -> None:
+    await make(manager, name="alone", kind="isolated")
+    await manager.create(name="in", nics=[{"network": "alone"}])
+    wish = {"host_port": 8080, "guest_port": 80}
+    assert "isolated" in await error_of(manager, "POST", "/v1/vms/in/forwards", 409, **wish)
+
+
+async def test_the_host_is_told_all_again_after_a_restart(
+    tmp_path: Path, database_url: str, agent: AgentDouble
+) -> None:
+    settings = settings_for(tmp_path, database_url, agent.url)
+    async with running(settings) as first:
+        await make(first, name="kept")
+    before = len(agent.networks)
+    async with running(settings):
+
+        async def told() -> bool:
+            return len(agent.networks) > before
+
+        await until("the host is told", told)
+    assert {spec.name for spec in agent.networks[-1].networks} == {"default", "kept"}
+
+
+async def test_two_ask_for_one_port_and_one_gets_it(manager: Manager) -> None:
+    await manager.create(name="a")
+    await manager.create(name="b")
+    codes: list[int] = []
+
+    async def ask(vm: str) -> None:
+        wish = {"host_port": 9000, "guest_port": 80}
+        codes.append((await manager.http.post(f"/v1/vms/{vm}/forwards", json=wish)).status_code)
+
+    async with anyio.create_task_group() as tasks:
+        for vm in ("a", "b"):
+            tasks.start_soon(ask, vm)
+    assert sorted(codes) == [201, 409]
+
+
+@given(st.uuids().map(str), st.lists(st.integers(0, 511), max_size=300))
+def test_a_proposed_subnet_is_free(network_id: str, blocks: list[int]) -> None:
+    taken = [IPv4Network((int(subnets.POOL[0]) + (n << 14), 18)) for n in blocks]
+    chosen = subnets.propose(network_id, taken)
+    assert chosen.subnet_of(subnets.POOL)
+    assert not any(chosen.overlaps(other) for other in taken)
+    assert chosen == subnets.propose(network_id, taken)
+
+
+def test_no_subnet_is_left() -> None:
+    with pytest.raises(Conflict, match="every /22"):
+        subnets.propose("x", [IPv4Network("10.0.0.0/8")])
