@@ -21,7 +21,15 @@ def test_the_agent_answers_over_firecrackers_vsock(
     health = next(line for line in lines if line.startswith("R version="))
     assert "hostname=inner" in health
     assert "ready=1" in health
-    for line in ("O guest says 42", "T err", "C 7", "O 33 77", "C 0", "O clone kept"):
+    for line in (
+        "O guest says 42",
+        "T err",
+        "C 7",
+        "O 33 77",
+        "C 0",
+        "O still here",
+        "O clone kept",
+    ):
         assert line in lines, said
     stat = next(line for line in lines if line.startswith("R kind="))
     assert stat.startswith("R kind=file mode=755 size=")
