@@ -6,6 +6,7 @@ from pydantic import Field, StringConstraints
 
 from nexus.api.common import (
     Engine,
+    ImagePath,
     ImageRef,
     Sha256,
     Tags,
@@ -60,11 +61,12 @@ class VmCreate(Wire):
     """So many at once: all of them, or none."""
     vcpu: Annotated[int, Field(strict=True, ge=1, le=32)] = 1
     mem_mib: Annotated[int, Field(strict=True, ge=16, le=1048576)] = 256
-    kernel: ImageRef | None = None
-    """Id or name of a kernel image; the default one when absent."""
-    initrd: ImageRef | None = None
+    kernel: ImageRef | ImagePath | None = None
+    """Id or name of a kernel image; the default one when absent. Like ``initrd`` and ``rootfs`` it
+    may be a path under the image root, if the manager allows that."""
+    initrd: ImageRef | ImagePath | None = None
     """When absent: the initrd named like the kernel, if there is one."""
-    rootfs: ImageRef | None = None
+    rootfs: ImageRef | ImagePath | None = None
     """When absent and no kernel is given either: the default one. A kernel of one's own needs no
     root disk."""
     kernel_args: KernelArgs | None = None

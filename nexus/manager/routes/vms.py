@@ -11,7 +11,7 @@ from nexus.manager.routes.answers import item, page
 from nexus.manager.routes.parts import WAIT_S, IdCursor, Limit, Project, VmRef, Wait_s
 from nexus.manager.runtime import Nexus, Runtime, caller_of
 from nexus.manager.security import Principal, require, visible
-from nexus.manager.services import vm_update
+from nexus.manager.services import image_paths, vm_update
 from nexus.manager.services.vm_creation import created
 from nexus.manager.services.vm_filter import VmFilter
 from nexus.manager.services.vm_tags import MOST_SELECTORS, TagSelector
@@ -51,6 +51,7 @@ async def create(
     ``error``. ``items`` are all of them, if there was a ``count``."""
     caller = caller_of(request, principal, "vms:write")
     try:
+        body = await image_paths.replaced(nexus.images, caller, body)
         vms = await nexus.creation.create(body, caller)
     except Done as done:
         vms = await nexus.vms.done_before(done, caller.project)

@@ -36,6 +36,8 @@ from nexus.manager.uow import Caller, UnitOfWork, change
 
 _IMPORTS = 2
 _IS_ID = re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+_PATH_DIGITS = 32
+"""How much of its sha256 is in the name of an image that was made for a path."""
 _NOT_NAMES = frozenset({"builds", "uploads"})
 """Words that mean something else at the same place of an address."""
 
@@ -104,6 +106,31 @@ class Images:
             if not await to_thread.run_sync(self.store.has, blob.sha256):
                 blob = await self._keep(descriptor, intake)
             return await self._insert(caller, naming, blob)
+
+    async def for_path(self, caller: Caller, kind: ImageKind, path: str) -> str:
+        """The id of the image with the content of a file under the image root; made if need be.
+
+        Raises what ``register`` raises but NameTaken.
+        """
+        intake = Intake(kind, self.settings.image_max_bytes)
+        with ExitStack() as stack:
+            file = open_under(self.settings.image_root, path)
+            descriptor = await to_thread.run_sync(stack.enter_context, file)
+            blob = await self._keep(descriptor, intake)
+            async with turn(self.settings.store_dir):
+                same = select(ImageRow.id).where(
+                    ImageRow.project == caller.project,
+                    ImageRow.kind == kind,
+                    ImageRow.sha256 == blob.sha256,
+                )
+                async with self.db.read() as session:
+                    found = await session.scalar(same.order_by(ImageRow.id).limit(1))
+                if found is not None:
+                    return found
+                if not await to_thread.run_sync(self.store.has, blob.sha256):
+                    blob = await self._keep(descriptor, intake)
+                name = f"path-{blob.sha256[:_PATH_DIGITS]}"
+                return (await self._insert(caller, Naming(kind, name, path), blob)).id
 
     async def refuse(self, session: AsyncSession, project: str, kind: ImageKind, name: str) -> None:
         """Raises ValidationFailed or NameTaken for a name that a new image cannot have."""

@@ -67,7 +67,8 @@ async def _look_up(session: AsyncSession, project: str, refs: Sequence[str]) -> 
     query = select(ImageRow).where(
         ImageRow.project == project, or_(ImageRow.id.in_(refs), ImageRow.name.in_(refs))
     )
-    return (await session.scalars(query)).all()
+    # Locked, so that none is deleted between this look and the VM's row.
+    return (await session.scalars(query.with_for_update(read=True, key_share=True))).all()
 
 
 def _named(found: Sequence[ImageRow], kind: ImageKind, ref: str) -> ImageRow | None:
