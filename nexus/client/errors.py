@@ -6,6 +6,8 @@ from typing import TypeVar
 import httpx
 
 from nexus.api.errors import ErrorBody
+from nexus.api.events import EventGap
+from nexus.api.vms import Vm
 
 T = TypeVar("T")
 
@@ -54,6 +56,36 @@ class WaitTimedOut(NexusApiError):
 
 class NotReachable(NexusApiError):
     """No connection, or it broke before the answer was complete."""
+
+
+class EventsLost(NexusApiError):
+    """Events between two positions can no longer be read; go on with ``after=error.gap.to``."""
+
+    def __init__(self, gap: EventGap) -> None:
+        super().__init__(
+            410,
+            "gone",
+            f"events behind {gap.after} and up to {gap.to} are no longer kept"
+            if gap.reason == "pruned"
+            else f"the manager's events have not come to position {gap.after}: it has another past",
+            suggestion="read how things are now, then follow from there",
+        )
+        self.gap = gap
+
+
+def failed(vm: Vm) -> ConflictError:
+    """The error of a VM that does not run and will not."""
+    if vm.error is None:
+        return ConflictError(
+            409, "invalid_state", f"{vm.name} is {vm.state}", suggestion=f"nexus events {vm.name}"
+        )
+    return ConflictError(
+        409,
+        "invalid_state",
+        f"{vm.name} failed in stage {vm.error.stage}: {vm.error.message}",
+        suggestion=vm.error.suggestion,
+        fault_message=vm.error.fault_message,
+    )
 
 
 _BY_STATUS: dict[int, type[NexusApiError]] = {

@@ -1,8 +1,9 @@
 """The sync client."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -10,6 +11,7 @@ import httpx
 
 from nexus.api.common import Page
 from nexus.api.guest import ExecStart
+from nexus.api.vms import Vm, VmEvent, VmState
 from nexus.client.calls import system as calls
 from nexus.client.calls.call import STALL_TIMEOUT_S, Call
 from nexus.client.connect import find_connection
@@ -119,6 +121,67 @@ class Client:
             raise error_of(response)
         return answer_of(call.read, response)
 
+    def events(
+        self,
+        *,
+        vm: str | None = None,
+        states: Sequence[VmState] = (),
+        reasons: Sequence[str] = (),
+        since: datetime | None = None,
+        after: int | None = None,
+        follow: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[VmEvent]:
+        """What happened to VMs, in one order; with ``follow`` also what happens, for ever.
+
+        Goes on behind the event with id ``after``; 0 is the oldest one kept, and where a list
+        begins by itself. ``follow`` begins with what happens from now on, connects again when the
+        connection breaks, and loses nothing by it. Raises EventsLost.
+        """
+        from nexus.client.calls.events import Wanted, list_events
+        from nexus.client.events import follow as follow_events
+
+        wanted = Wanted(vm, states, reasons, since)
+        if follow:
+            return follow_events(self, wanted, after)
+        return self.pages(lambda cursor: list_events(wanted, after, limit, cursor))
+
+    def vm(
+        self,
+        image: str | None = None,
+        *,
+        name: str | None = None,
+        vcpu: int = 1,
+        mem_mib: int = 256,
+        kernel: str | None = None,
+        initrd: str | None = None,
+        kernel_args: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        ssh_keys: Sequence[str] = (),
+        user_data: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> AbstractContextManager[Vm]:
+        """``with client.vm("busybox") as vm``: a running VM that is deleted at the end.
+
+        ``image`` is its root file system. Raises the VM's own error when it does not come to run
+        within ``timeout_s``; then it is deleted as well.
+        """
+        from nexus.client.scoped import VmOptions, scoped_vm
+
+        options = VmOptions(
+            image=image,
+            name=name,
+            vcpu=vcpu,
+            mem_mib=mem_mib,
+            kernel=kernel,
+            initrd=initrd,
+            kernel_args=kernel_args,
+            tags=tags or {},
+            ssh_keys=ssh_keys,
+            user_data=user_data,
+        )
+        return scoped_vm(self, options, timeout_s)
+
     def console(self, ref: str) -> AbstractContextManager["Console"]:
         """See ``client.vms.console``."""
         # Imported here: most programs never open a console.
@@ -156,7 +219,10 @@ class Client:
         """The answer's body as it comes, until the manager ends it."""
         try:
             with self._http.stream(
-                call.method, call.path, params=call.params(), timeout=httpx.Timeout(10, read=None)
+                call.method,
+                call.path,
+                params=call.params(),
+                timeout=httpx.Timeout(10, read=call.silence_s),
             ) as response:
                 if not response.is_success:
                     response.read()

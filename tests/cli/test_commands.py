@@ -1,6 +1,7 @@
 """Every command: what it asks for, what it prints, and its exit code."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from nexus.api.endings import LastExit
 from nexus.api.vms import VmError
 from nexus.cli.app import app
-from tests.cli.calling import call, done, done_json, environment
+from tests.cli.calling import call, command, done, done_json, environment
 from tests.client.wire import NOW, Wire, make_vm
 
 
@@ -69,6 +70,9 @@ def test_run_of_a_vm_that_fails_is_a_failure(wire: Wire) -> None:
         ["set", "web", "--ttl", "1h", "--expires-at", "never"],
         ["stop"],
         ["ls", "--state", "asleep"],
+        ["events", "--state", "asleep"],
+        ["events", "--since", "yesterday"],
+        ["events", "--after", "-1"],
         ["image", "add", "rootfs", "Bad Name", "x"],
         ["nonsense"],
     ],
@@ -233,12 +237,36 @@ def test_logs(wire: Wire) -> None:
 
 
 def test_events(wire: Wire) -> None:
-    assert [line.split()[2] for line in done(wire, "events", "web").splitlines()] == [
-        "REASON",
-        "created",
-        "started",
-    ]
-    assert len(done_json(wire, "events", "web", "-o", "json")["items"]) == 2
+    lines = done(wire, "events", "web").splitlines()
+    assert [line.split()[2] for line in lines] == ["REASON", "r1", "r2", "r3", "r4"]
+    assert "VM" in done(wire, "events").splitlines()[0].split()
+    assert wire.asked_for("GET", "/v1/events")[-1].get("since")
+    assert len(done_json(wire, "events", "web", "-o", "json")["items"]) == 4
+    assert done(wire, "events", "--after", "2", "-o", "name") == "web\nweb\n"
+
+
+@pytest.mark.parametrize("output", ["json", "table"])
+def test_events_are_followed_line_by_line(wire: Wire, output: str) -> None:
+    wire.pruned_to = 2
+    with subprocess.Popen(
+        command("events", "-f", "--after", "1", "-o", output),
+        env=environment(wire) | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as following:
+        assert following.stdout is not None
+        assert following.stderr is not None
+        if output == "table":
+            assert following.stdout.readline().split()[:2] == ["TIME", "VM"]
+        lines = [following.stdout.readline() for _ in range(2)]
+        following.send_signal(signal.SIGINT)
+        assert following.wait(30) == 130
+        assert "no longer kept" in following.stderr.read()
+    if output == "json":
+        assert [json.loads(line)["id"] for line in lines] == [3, 4]
+    else:
+        assert [line.split()[3] for line in lines] == ["r3", "r4"]
 
 
 def test_images(wire: Wire) -> None:

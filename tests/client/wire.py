@@ -121,6 +121,11 @@ class Wire:
     images: list[Image] = field(default_factory=lambda: [make_image("rootfs", "busybox")])
     host: Host = field(default_factory=make_host)
     build: ImageBuild | None = None
+    events: int = 4
+    """How many there are; their ids begin with 1."""
+    pruned_to: int = 0
+    new_state: str = "running"
+    """The state of VMs that are made."""
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)
@@ -167,6 +172,7 @@ def make_app(wire: Wire) -> FastAPI:
 
     _add_vms(app, wire, check)
     _add_uploads(app, wire, check)
+    _add_events(app, wire, check)
     _add_rest(app, wire, check)
     return app
 
@@ -195,6 +201,7 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
         check(request)
         wire.bodies.append(await request.json())
         vm = make_vm(body.name or "made-up", mem_mib=body.mem_mib, tags=body.tags)
+        vm = vm.model_copy(update={"state": wire.new_state})
         if body.name == "broken":
             error = VmError(
                 stage="boot", message="no kernel", fault_message="bad ELF", suggestion="nexus logs"
@@ -422,6 +429,53 @@ def _add_uploads(app: FastAPI, wire: Wire, check: Any) -> None:
         current(ref)
         wire.upload = None
         return {"ok": True}
+
+
+def _add_events(app: FastAPI, wire: Wire, check: Any) -> None:
+    def event(number: int) -> VmEvent:
+        vm = wire.vms[0]
+        return VmEvent(
+            id=number,
+            vm_id=vm.id,
+            vm_name=vm.name,
+            at=NOW,
+            state="running",
+            reason=f"r{number}",
+            message="it runs",
+            actor="admin",
+            request_id=None,
+        )
+
+    @app.get("/v1/events", response_model=None)
+    async def events(
+        request: Request,
+        vm: str | None = None,
+        after: int | None = None,
+        cursor: int | None = None,
+        follow: bool = False,
+    ) -> Page[VmEvent] | StreamingResponse:
+        check(request)
+        if vm is not None:
+            wire.vm(vm)
+        at = cursor or after or 0
+        if not follow:
+            following = str(at + 1) if at + 1 < wire.events else None
+            return Page(items=[event(at + 1)], next_cursor=following)
+
+        async def stream() -> AsyncIterator[bytes]:
+            """One event, then the connection ends: readers have to come again."""
+            begin = wire.events - 1 if after is None else after
+            yield b"retry: 1000\n\n: still here\nid: %d\n\n" % begin
+            if 0 < begin < wire.pruned_to:
+                gap = f'{{"after": {begin}, "to": {wire.pruned_to}, "reason": "pruned"}}'
+                yield f"id: {wire.pruned_to}\nevent: gap\ndata: {gap}\n\n".encode()
+            elif begin < wire.events:
+                told = event(begin + 1)
+                text = f"id: {told.id}\nevent: vm\ndata: {told.model_dump_json()}\n\n".encode()
+                yield text[:20]
+                yield text[20:]
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
 
 
 def _add_rest(app: FastAPI, wire: Wire, check: Any) -> None:

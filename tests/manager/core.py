@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,8 +54,8 @@ class Manager:
 
     runtime: Runtime
     http: httpx.AsyncClient
-    app: FastAPI
-    token: str
+    app: FastAPI = field(default_factory=FastAPI)
+    token: str = ""
 
     async def add_image(self, kind: ImageKind, name: str) -> str:
         """Registers an image whose content nobody will read."""

@@ -39,6 +39,8 @@ class Call(Generic[T]):
     """The Idempotency-Key; made up for a POST that has none."""
     if_match: str | None = None
     """The ETag that the thing must have."""
+    silence_s: float | None = None
+    """How long a stream may say nothing before its connection counts as dead; None: for ever."""
 
     @property
     def retryable(self) -> bool:
