@@ -1,5 +1,7 @@
 """Column types and the values that rows hold beyond plain ones."""
 
+import functools
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,6 +13,9 @@ from nexus.api.common import Wire
 from nexus.api.devices import DriveLimits, NicLimits
 from nexus.api.networks import DEFAULT_NETWORK
 from nexus.api.vms import VmImage
+
+REMEMBERED = 1024
+"""So many stored values are kept for each column."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -41,11 +46,22 @@ class Typed(TypeDecorator[Any]):
     def __init__(self, kind: Any) -> None:
         super().__init__()
         self._adapter: TypeAdapter[Any] = TypeAdapter(kind)
+        self._frozen = isinstance(kind, type) and issubclass(kind, Wire)
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         return None if value is None else self._adapter.dump_python(value, mode="json")
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        """SQLite hands over text, which is read in one go; values that cannot change are read once
+        for all rows, since many VMs boot the same images. asyncpg hands over what JSON means."""
+        if dialect.name != "sqlite":
+            return self._checked
+        return functools.lru_cache(maxsize=REMEMBERED)(self._read) if self._frozen else self._read
+
+    def _read(self, stored: str | None) -> Any:
+        return None if stored is None else self._adapter.validate_json(stored)
+
+    def _checked(self, value: Any) -> Any:
         return None if value is None else self._adapter.validate_python(value)
 
 

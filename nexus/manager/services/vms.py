@@ -1,5 +1,6 @@
 """VMs: finding them, and changing what is wanted of them."""
 
+import functools
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -164,6 +165,7 @@ def to_vm(row: VmRow) -> Vm:
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def _to_image(image: StoredImage) -> VmImage:
     return VmImage(id=image.id, kind=image.kind, name=image.name, sha256=image.sha256)
 
