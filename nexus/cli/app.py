@@ -66,6 +66,9 @@ def run(command: typer.Typer) -> None:
     """Runs the command line; every error becomes a message with a cure and an exit code."""
     from nexus.cli.exits import exit_code_of
 
+    # httpx brings a command line of its own and with it click, rich and pygments: a third of the
+    # time of a short command. Without that module it does without.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     try:
         command()
     except KeyboardInterrupt:
