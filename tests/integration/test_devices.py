@@ -13,6 +13,7 @@ import pytest
 
 from nexus.api.devices import DriveChange, DriveLimits
 from nexus.client import Client
+from nexus.qemu.netdev import interface_counters
 from tests.integration.installation import Installation, machine_state, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
@@ -21,7 +22,7 @@ MIB = 1 << 20
 MBIT = 125_000
 CLOSE = 0.15
 """How far from its limit a throughput may be."""
-TRIES = 6
+TRIES = 10
 """A busy machine may keep a guest from its limit for a while; it never takes it above."""
 
 
@@ -128,13 +129,19 @@ def _talk_s(
     return took_s
 
 
+def passed(tap: str) -> int:
+    """Bytes that went through a TAP, both ways."""
+    counters = interface_counters()[tap]
+    return counters.rx_bytes + counters.tx_bytes
+
+
 @pytest.fixture
 def made(qemu_installation: Installation) -> Iterator[dict[str, Any]]:
     """A VM with a limit on everything."""
     before = machine_state(qemu_installation.data)
     arguments = ["--mem", "192", "--root-size", "160M", "--balloon", "0,stats=1"]
     arguments += ["--drive", "data,size=64M,bw=4", "--drive", "ops,size=64M,iops=60"]
-    arguments += ["--nic", "rx=8,tx=4", "--nic", "nat"]
+    arguments += ["--nic", "rx=3,tx=1.5", "--nic", "nat"]
     said = qemu_installation.cli("run", "busybox", "--name", "felt", *arguments, "-o", "json")
     yield json.loads(said)["item"]
     qemu_installation.cli("rm", "-f", "felt")
@@ -154,11 +161,15 @@ def test_a_guest_feels_its_limits_at_creation_and_after_a_change(
 
     obeys(4 * MIB, lambda: bytes_a_second(shell, "/dev/vdb", 12 * MIB))
     obeys(60, lambda: operations_a_second(shell, "/dev/vdc", 180))
-    obeys(8 * MBIT, lambda: received_a_second(shell, address, 24 * MBIT))
-    obeys(4 * MBIT, lambda: sent_a_second(shell, address, 12 * MBIT))
+    obeys(3 * MBIT, lambda: received_a_second(shell, address, 18 * MBIT))
+    obeys(1.5 * MBIT, lambda: sent_a_second(shell, address, 9 * MBIT))
 
-    # The other NIC has no limits, and nobody comes to it through the first.
-    assert sent_a_second(shell, second, 12 * MBIT) > 1.5 * 4 * MBIT
+    # What is for the other NIC's address goes through the other NIC.
+    taps = [nic["tap"] for nic in made["nics"]]
+    before = [passed(tap) for tap in taps]
+    sent_a_second(shell, second, 9 * MBIT)
+    assert passed(taps[0]) - before[0] < MBIT
+    assert passed(taps[1]) - before[1] > 9 * MBIT
 
     # Once by each: the command line, the SDK, and REST.
     cli("drive", "limit", "felt", "data", "--bw", "8")
@@ -166,20 +177,21 @@ def test_a_guest_feels_its_limits_at_creation_and_after_a_change(
     with client, qemu_installation.http() as http:
         change = DriveChange(limits=DriveLimits(iops=120), size_mib=96)
         assert client.vms.change_drive("felt", "ops", change).state == "running"
-        limits = {"limits": {"rx_mbit_s": 4, "tx_mbit_s": 8}}
+        limits = {"limits": {"rx_mbit_s": 1.5, "tx_mbit_s": 3}}
         answer = http.patch("/v1/vms/felt/nics/eth0?wait=applied", json=limits)
         assert answer.status_code == 200, answer.text
 
     obeys(8 * MIB, lambda: bytes_a_second(shell, "/dev/vdb", 24 * MIB, write=True))
     obeys(120, lambda: operations_a_second(shell, "/dev/vdc", 360))
-    obeys(4 * MBIT, lambda: received_a_second(shell, address, 12 * MBIT))
-    obeys(8 * MBIT, lambda: sent_a_second(shell, address, 24 * MBIT))
+    obeys(1.5 * MBIT, lambda: received_a_second(shell, address, 9 * MBIT))
+    obeys(3 * MBIT, lambda: sent_a_second(shell, address, 18 * MBIT))
 
     assert int(shell.run("cat /sys/block/vdc/size")) * 512 == 96 * MIB
     cli("drive", "grow", "felt", "data", "128M")
     assert int(shell.run("cat /sys/block/vdb/size")) * 512 == 128 * MIB
     cli("drive", "limit", "felt", "data", "--bw", "none")
-    assert bytes_a_second(shell, "/dev/vdb", 64 * MIB) > 1.5 * 8 * MIB
+    freed = (bytes_a_second(shell, "/dev/vdb", 64 * MIB) for _ in range(TRIES))
+    assert any(rate > (1 + CLOSE) * 8 * MIB for rate in freed)
 
 
 def test_a_balloon_takes_memory_and_gives_it_back(
