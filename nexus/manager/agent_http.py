@@ -7,7 +7,9 @@ error of the event loop (anyio 4.16, ``_wait_until_readable``).
 
 import asyncio
 import contextlib
+import importlib.util
 import ssl
+import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,11 @@ from urllib.parse import urlencode
 import httpcore
 
 from nexus.api.errors import HostUnreachable
+
+if importlib.util.find_spec("sniffio") is None:
+    # httpcore looks for it at each request, and Python does not remember what it did not find:
+    # that was a tenth of what a create costs the manager.
+    sys.modules["sniffio"] = None  # type: ignore[assignment]
 
 CONNECT_TIMEOUT_S = 2.0
 KEPT_ALIVE = 64
