@@ -4,13 +4,16 @@ from typing import Annotated, Literal
 
 import typer
 
+from nexus.cli.complete import vm_names
 from nexus.cli.session import Session
 
 OutputFormat = Literal["table", "json", "name"]
 Output = Annotated[OutputFormat | None, typer.Option("-o", "--output", help="table, json or name.")]
-Name = Annotated[str, typer.Argument(help="A VM's name or id.")]
-Names = Annotated[list[str], typer.Argument(help="Names or ids of VMs.")]
-SomeNames = Annotated[list[str] | None, typer.Argument(help="Names or ids of VMs.")]
+Name = Annotated[str, typer.Argument(help="A VM's name or id.", autocompletion=vm_names)]
+Names = Annotated[list[str], typer.Argument(help="Names or ids of VMs.", autocompletion=vm_names)]
+SomeNames = Annotated[
+    list[str] | None, typer.Argument(help="Names or ids of VMs.", autocompletion=vm_names)
+]
 Tags = Annotated[
     list[str] | None,
     typer.Option("--tag", help="VMs with this tag, key=value, in place of names; repeatable."),

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from nexus.cli.complete import vm_names
 from nexus.cli.options import Output, session
 
 commands = typer.Typer()
@@ -13,7 +14,8 @@ commands = typer.Typer()
 def events(
     context: typer.Context,
     name: Annotated[
-        str | None, typer.Argument(help="A VM's name or id; all VMs when absent.")
+        str | None,
+        typer.Argument(help="A VM's name or id; all VMs when absent.", autocompletion=vm_names),
     ] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as they happen.")] = False,
     since: Annotated[

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from nexus.cli.complete import image_names
 from nexus.cli.options import Output, session
 
 commands = typer.Typer(help="Kernels, initrds and root file systems.", no_args_is_help=True)
@@ -103,7 +104,9 @@ def build_image(
 
 @commands.command("show")
 def show_image(
-    context: typer.Context, image: Annotated[str, typer.Argument()], output: Output = None
+    context: typer.Context,
+    image: Annotated[str, typer.Argument(autocompletion=image_names)],
+    output: Output = None,
 ) -> None:
     """Show one image.
 
@@ -117,7 +120,7 @@ def show_image(
 @commands.command("rm")
 def remove_image(
     context: typer.Context,
-    names: Annotated[list[str], typer.Argument(help="Names or ids.")],
+    names: Annotated[list[str], typer.Argument(help="Names or ids.", autocompletion=image_names)],
     output: Output = None,
 ) -> None:
     """Delete images that no VM uses.

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from nexus.cli.complete import image_names
 from nexus.cli.options import Name, Output, Restart, SomeNames, Tags, Timeout, session
 
 commands = typer.Typer()
@@ -13,12 +14,19 @@ commands = typer.Typer()
 @commands.command("run")
 def run_vm(
     context: typer.Context,
-    image: Annotated[str, typer.Argument(help="Root file system: an image's name or id.")],
+    image: Annotated[
+        str,
+        typer.Argument(help="Root file system: an image's name or id.", autocompletion=image_names),
+    ],
     name: Annotated[str | None, typer.Option("--name", help="Name and host name.")] = None,
     vcpu: Annotated[int, typer.Option("--vcpu", min=1, max=32)] = 1,
     mem: Annotated[str, typer.Option("--mem", help="MiB, or 512M, or 2G.")] = "256M",
-    kernel: Annotated[str | None, typer.Option("--kernel", help="Kernel image.")] = None,
-    initrd: Annotated[str | None, typer.Option("--initrd", help="Initrd image.")] = None,
+    kernel: Annotated[
+        str | None, typer.Option("--kernel", help="Kernel image.", autocompletion=image_names)
+    ] = None,
+    initrd: Annotated[
+        str | None, typer.Option("--initrd", help="Initrd image.", autocompletion=image_names)
+    ] = None,
     kernel_args: Annotated[str | None, typer.Option("--kernel-args")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="key=value; repeatable.")] = None,
     ssh_key: Annotated[
