@@ -414,6 +414,7 @@ def hostile_requests(vm: str, image_id: str) -> list[Hostile]:
         )
     ]
     made += [Hostile("POST", f"/v1/vms/{ref}/start") for ref in BAD_REFS]
+    made += [Hostile("GET", f"/v1/vms/{ref}/why") for ref in BAD_REFS]
     made += [
         Hostile("GET", f"{path}?{query}")
         for path, queries in BAD_QUERIES.items()
