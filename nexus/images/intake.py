@@ -25,11 +25,12 @@ BLOCK_BYTES = 64 << 10
 """Runs of zeros are left out of the copy in units of this size."""
 _ZEROS = bytes(BLOCK_BYTES)
 _PIPE_BYTES = 1 << 20
-_DECOMPRESS: dict[Format, tuple[str, ...]] = {
+DECOMPRESS: dict[Format, tuple[str, ...]] = {
     "gzip": ("gzip", "-dc"),
     "xz": ("xz", "-dcq", "--memlimit-decompress=512MiB"),
     "zstd": ("zstd", "-dcq", "--memory=512MB"),
 }
+"""The programs that decompress standard input to standard output."""
 _QCOW2_BACKING_AT = 8
 _QCOW2_SIZE_AT = 24
 _QCOW2_CRYPT_AT = 32
@@ -137,7 +138,7 @@ def write_sparse(descriptor: int, data: bytes, at: int) -> None:
 def _decompress(form: Format, source: int, made: int, limit_bytes: int) -> None:
     os.lseek(source, 0, os.SEEK_SET)
     process = subprocess.Popen(
-        confined.command(*_DECOMPRESS[form]),
+        confined.command(*DECOMPRESS[form]),
         stdin=source,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -157,7 +158,7 @@ def _decompress(form: Format, source: int, made: int, limit_bytes: int) -> None:
         if process.wait() != 0:
             raise BadImage(
                 f"the {form} data is damaged: {said or 'it took too long'}",
-                "copy the file again, and test it: " + f"{_DECOMPRESS[form][0]} -t FILE",
+                "copy the file again, and test it: " + f"{DECOMPRESS[form][0]} -t FILE",
             )
     finally:
         watch.cancel()

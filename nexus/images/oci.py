@@ -9,6 +9,8 @@ Source: the OCI image and distribution specifications.
 import json
 import os
 import stat
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from typing import Any
 from nexus.images import busybox, confined, guestagent, skeleton, tools, workplace
 from nexus.images.debs import Packages
 from nexus.images.errors import BuildError
+from nexus.images.formats import sniff
+from nexus.images.intake import DECOMPRESS
 from nexus.images.progress import Progress, quiet
 
 TRANSPORTS = ("docker://", "oci:", "oci-archive:", "docker-archive:")
@@ -82,6 +86,7 @@ def build(
         progress(0.4, "adding what a guest needs")
         add_ours(layout, work, packages)
         progress(0.5, "unpacking the layers")
+        refuse_bomb(layout, room(work))
         bundle = work / "bundle"
         _run("umoci", "unpack", "--image", f"{layout}:image", str(bundle))
         tree = bundle / "rootfs"
@@ -113,6 +118,47 @@ def fetch(source: str, layout: Path, work: Path) -> None:
     platform = f"{config.get('os')}/{config.get('architecture')}"
     if platform != "linux/amd64":
         raise BuildError(f"the image is for {platform}", "give an image for linux/amd64")
+
+
+def room(work: Path) -> int:
+    """How many bytes the layers may hold: what is free, less a tenth; never more than a file."""
+    found = os.statvfs(work)
+    return min(MOST_BYTES, found.f_bavail * found.f_frsize * 9 // 10)
+
+
+def refuse_bomb(layout: Path, most_bytes: int) -> None:
+    """Raises BuildError if the layers hold more than that, unpacked, before anything is written."""
+    (found,) = json.loads((layout / "index.json").read_bytes())["manifests"]
+    total = 0
+    for layer in _blob(layout, found["digest"])["layers"]:
+        algorithm, _, value = layer["digest"].partition(":")
+        for size in _unpacked(layout / "blobs" / algorithm / value):
+            total += size
+            if total > most_bytes:
+                raise BuildError(
+                    f"the image's layers hold more than {most_bytes >> 20} MiB",
+                    "free some space on the manager's disk, or give a smaller image",
+                )
+
+
+def _unpacked(layer: Path) -> Iterator[int]:
+    """The sizes of a layer's pieces once it is decompressed."""
+    # Without a buffer, so that the program begins where we say.
+    with layer.open("rb", buffering=0) as file:
+        form = sniff(file.read(16))
+        file.seek(0)
+        if form not in DECOMPRESS:
+            yield layer.stat().st_size
+            return
+        command = confined.command(*DECOMPRESS[form])
+        with subprocess.Popen(
+            command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                while process.stdout is not None and (data := process.stdout.read(1 << 20)):
+                    yield len(data)
+            finally:
+                process.kill()
 
 
 def is_insecure(source: str, registries: str) -> bool:

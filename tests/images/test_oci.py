@@ -136,6 +136,16 @@ def test_names_of_files_are_never_commands(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+def test_layers_that_do_not_fit_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
+    image = oci_images.Image(tmp_path / "layout")
+    layout = image.layer({"zeros": bytes(32 << 20)}).layer({"more": bytes(32 << 20)}).write()
+    assert sum(path.stat().st_size for path in layout.rglob("*")) < 1 << 20
+    oci.refuse_bomb(layout, 65 << 20)
+    with pytest.raises(BuildError, match="more than 40 MiB"):
+        oci.refuse_bomb(layout, 40 << 20)
+    assert 0 < oci.room(tmp_path) <= oci.MOST_BYTES
+
+
 def test_a_shell_is_left_to_the_console(tmp_path: Path) -> None:
     layout = oci_images.Image(tmp_path / "layout").layer({"etc/": ""}).write(Cmd=["/bin/bash"])
     root = build(f"oci:{layout}:latest", tmp_path / "out")

@@ -1,15 +1,12 @@
 """``/v1/images/uploads``. Its routes go before those of ``/v1/images/{ref}``."""
 
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from starlette.requests import ClientDisconnect
 
+from nexus import streams
 from nexus.api.common import Created, Item, Ok, Page, Uuid, Wire
-from nexus.api.errors import NexusError
 from nexus.api.images import Image, ImageUpload, ImageUploadComplete, ImageUploadCreate
-from nexus.httpd import BodyBound
 from nexus.manager.runtime import Nexus, caller_of
 from nexus.manager.security import Principal, require
 
@@ -21,13 +18,6 @@ Offset = Annotated[
     int,
     Header(alias="Upload-Offset", ge=0, le=1 << 50, description="Where the body belongs."),
 ]
-
-MEDIA_TYPES = frozenset({"application/octet-stream", "application/offset+octet-stream"})
-
-
-class UnsupportedMediaType(NexusError):
-    code = "unsupported_media_type"
-    status = 415
 
 
 class UploadQuery(Wire):
@@ -85,17 +75,9 @@ async def write(
 
     The answer says how far it came; what came before a lost connection stays.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in MEDIA_TYPES:
-        raise UnsupportedMediaType(
-            "an image's content is sent as it is",
-            suggestion="send content-type: application/octet-stream",
-        )
-    bound = request.state.body_bound
-    if isinstance(bound, BodyBound):
-        bound.max_bytes = nexus.settings.image_max_bytes
+    content = await streams.upload(nexus.settings.image_max_bytes)(request)
     caller = caller_of(request, principal, "images:write")
-    upload = await nexus.uploads.write(caller, upload_id, upload_offset, _content(request))
+    upload = await nexus.uploads.write(caller, upload_id, upload_offset, content)
     response.headers["upload-offset"] = str(upload.offset)
     return Item(item=upload)
 
@@ -119,13 +101,3 @@ async def delete(request: Request, nexus: Nexus, principal: Writer, upload_id: U
     """Throws an upload away."""
     await nexus.uploads.delete(caller_of(request, principal, "images:write"), upload_id)
     return Ok()
-
-
-async def _content(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes; a sender that leaves ends it."""
-    try:
-        async for chunk in request.stream():
-            if chunk:
-                yield chunk
-    except ClientDisconnect:
-        return
