@@ -7,8 +7,10 @@ import typer
 from nexus.cli.complete import vm_names
 from nexus.cli.session import Session
 
-OutputFormat = Literal["table", "json", "name"]
-Output = Annotated[OutputFormat | None, typer.Option("-o", "--output", help="table, json or name.")]
+OutputFormat = Literal["table", "json", "yaml", "name"]
+Output = Annotated[
+    OutputFormat | None, typer.Option("-o", "--output", help="table, json, yaml or name.")
+]
 Name = Annotated[str, typer.Argument(help="A VM's name or id.", autocompletion=vm_names)]
 Names = Annotated[list[str], typer.Argument(help="Names or ids of VMs.", autocompletion=vm_names)]
 SomeNames = Annotated[

@@ -14,7 +14,20 @@ _SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\
 _CONTROL = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]")
 
 
+class Form:
+    """How structured answers are written in this process; ``-o yaml`` changes it."""
+
+    yaml = False
+
+
 def print_json(value: object) -> None:
+    """A structured answer: JSON, or YAML when that was asked for."""
+    if Form.yaml:
+        import yaml
+
+        text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, default_flow_style=False)
+        print(text, end="")
+        return
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
@@ -25,7 +38,8 @@ def as_json(value: BaseModel) -> object:
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as needed; on a terminal, the widest are cut, never ids."""
     widths = [
-        max(len(cells[column]) for cells in (headings, *rows)) for column in range(len(headings))
+        max(cells_of(cells[column]) for cells in (headings, *rows))
+        for column in range(len(headings))
     ]
     if sys.stdout.isatty():
         widths = fit(headings, widths, shutil.get_terminal_size().columns)
@@ -46,8 +60,25 @@ def fit(headings: Sequence[str], widths: Sequence[int], columns: int) -> list[in
     return fitted
 
 
+def cells_of(text: str) -> int:
+    """How many columns of a terminal a text takes: some characters take two, some none."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
 def cut(cell: str, width: int) -> str:
-    return cell.ljust(width) if len(cell) <= width else f"{cell[: width - 1]}…"
+    """A text of exactly so many columns; what is cut off shows as an ellipsis."""
+    taken = cells_of(cell)
+    if taken <= width:
+        return cell + " " * (width - taken)
+    if cell.isascii():
+        return f"{cell[: width - 1]}…"
+    from rich.cells import set_cell_size
+
+    return set_cell_size(cell, width - 1) + "…"
 
 
 def show_bytes(data: bytes) -> None:

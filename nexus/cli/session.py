@@ -13,11 +13,20 @@ class Session:
     url: str | None
     token_file: Path | None
     data: Path | None
-    output: Literal["table", "json", "name"] | None
+    output: Literal["table", "json", "yaml", "name"] | None
 
-    def with_output(self, output: Literal["table", "json", "name"] | None) -> "Session":
-        """The same, with the output that was asked for after the command's name."""
-        return replace(self, output=output or self.output)
+    def with_output(self, output: Literal["table", "json", "yaml", "name"] | None) -> "Session":
+        """The same, with the output that was asked for after the command's name.
+
+        YAML is JSON written differently: commands know only the latter.
+        """
+        chosen = output or self.output
+        if chosen != "yaml":
+            return replace(self, output=chosen)
+        from nexus.cli.output import Form
+
+        Form.yaml = True
+        return replace(self, output="json")
 
     def connection(self) -> "Connection":
         from nexus.client import find_connection

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from nexus.api.endings import LastExit
@@ -124,6 +125,13 @@ def test_ls_as_table_json_and_names(wire: Wire) -> None:
     before, after = done_json(wire, "-o", "json", "ls"), done_json(wire, "ls", "-o", "json")
     assert before == after
     assert [vm["id"] for vm in before["items"]] == [vm.id for vm in wire.vms]
+
+
+def test_yaml_says_what_json_says(wire: Wire) -> None:
+    for arguments in (["ls"], ["show", "web"], ["image", "ls"], ["host", "ls"]):
+        text = done(wire, *arguments, "-o", "yaml")
+        assert yaml.safe_load(text) == done_json(wire, *arguments, "-o", "json")
+        assert done(wire, "-o", "yaml", *arguments) == text
 
 
 def test_show(wire: Wire) -> None:

@@ -1,6 +1,8 @@
 """Tables that fit."""
 
-from nexus.cli.output import GAP, fit, size
+import pytest
+
+from nexus.cli.output import GAP, cells_of, cut, fit, size
 
 
 def test_columns_shrink_but_ids_do_not() -> None:
@@ -14,3 +16,9 @@ def test_a_terminal_too_narrow_for_ids_shows_them_whole() -> None:
 
 def test_sizes_have_units() -> None:
     assert [size(count) for count in (5, 1536, 64 << 20)] == ["5 B", "1.5 KiB", "64 MiB"]
+
+
+@pytest.mark.parametrize("text", ["plain text", "日本語テスト", "e\u0301te\u0301", "a🚀b🚀c"])
+@pytest.mark.parametrize("width", [4, 5, 9, 30])
+def test_cells_are_as_wide_as_they_look(text: str, width: int) -> None:
+    assert cells_of(cut(text, width)) == width
