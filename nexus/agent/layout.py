@@ -31,11 +31,15 @@ def tap_name(vm_id: str, index: int) -> str:
     return "nx" + hashlib.sha256(f"{vm_id}/{index}".encode()).hexdigest()[:11]
 
 
+def shaper_of(tap: str) -> str:
+    """The ``ifb`` through which ``nexus-qemu`` shapes what a guest sends (docs/contracts.md)."""
+    return f"i{tap}"
+
+
 def nic_links(vm_id: str, index: int) -> tuple[str, str]:
-    """Every network device that a VM's n-th NIC can have on the host: its TAP, and the ``ifb``
-    through which ``nexus-qemu`` shapes what the guest sends (docs/contracts.md)."""
+    """Every network device that a VM's n-th NIC can have on the host."""
     tap = tap_name(vm_id, index)
-    return tap, f"i{tap}"
+    return tap, shaper_of(tap)
 
 
 def drive_file(name: str) -> str:

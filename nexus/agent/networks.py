@@ -17,7 +17,7 @@ from nexus.agent.errors import NetworkFailed
 from nexus.agent.firewall import Firewall
 from nexus.agent.home import HomeNetwork
 from nexus.agent.installation import Installation
-from nexus.agent.layout import MAX_NICS, nic_links, tap_name
+from nexus.agent.layout import MAX_NICS, nic_links, shaper_of, tap_name
 from nexus.agent.links import Links
 from nexus.agent.rules import Port, Segment
 from nexus.api.hosts import HostNetwork
@@ -218,7 +218,7 @@ class Networks:
         ]
         for name in orphans:
             self._links.delete(name)
-            self._links.delete(f"i{name}")
+            self._links.delete(shaper_of(name))
         return orphans
 
     def _bridge_indices(self) -> set[int]:

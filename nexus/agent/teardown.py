@@ -10,7 +10,7 @@ import structlog
 
 from nexus.agent import bridges, disks, nft, process, rules
 from nexus.agent import installation as installations
-from nexus.agent.layout import MAX_NICS, Layout, nic_links
+from nexus.agent.layout import MAX_NICS, Layout, nic_links, shaper_of
 from nexus.agent.links import Links
 from nexus.agent.networks import load_networks
 from nexus.agent.settings import Settings
@@ -115,6 +115,7 @@ def _remove_network(settings: Settings, links: Links) -> None:
         for port in everything:
             if port.master == bridge.index and port.name.startswith("nx"):
                 links.delete(port.name)
+                links.delete(shaper_of(port.name))
         links.delete(bridge.name)
     nft.apply(rules.removal_of(installation.table))
     others = [link for link in links.all() if installations.marked_by_anyone(link)]

@@ -1,5 +1,6 @@
 """Drives, NICs, limits and the balloon on real Firecracker, seen through its own API."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from nexus.api.devices import Balloon, DriveLimits, NicLimits
 from nexus.api.machines import Machine, MachineDrive
-from tests.agent.harness import Agent, until
+from tests.agent.harness import Agent, links, until
 from tests.agent.test_life import changed, disk
 
 pytestmark = [pytest.mark.firecracker, pytest.mark.root]
@@ -175,3 +176,17 @@ def test_drives_are_kept_and_never_shrink(agent: Agent, tiny_kernel: Path) -> No
     assert (root / "drive-data.img").stat().st_size == 32 * MIB
     agent.delete(machine.id)
     assert not root.exists()
+
+
+def test_what_shapes_a_nic_goes_with_its_tap(agent: Agent, tiny_kernel: Path) -> None:
+    """A ``nexus-qemu`` that is killed leaves its ``ifb`` device; whoever ends the VM removes it."""
+    shapers = []
+    for _ in range(2):
+        machine = agent.machine(tiny_kernel)
+        shapers.append(f"i{agent.put(machine).nics[0].tap}")
+        subprocess.run(["ip", "link", "add", shapers[-1], "type", "ifb"], check=True)
+    agent.delete(machine.id)
+    assert shapers[0] in links()
+    assert shapers[1] not in links()
+    agent.teardown()
+    assert shapers[0] not in links()
