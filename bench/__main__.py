@@ -8,7 +8,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import create, fleet, linux, reads
+from bench import cli, create, fleet, linux, reads
 from bench.table import machine, markdown
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -20,8 +20,11 @@ def main() -> None:
     parser.add_argument("--linux-rounds", type=int, default=10, help="creates of Linux VMs")
     parser.add_argument("--fleet-rounds", type=int, default=5, help="creates of many VMs at once")
     parser.add_argument("--fleet", type=int, default=100, help="how many VMs these are")
-    parser.add_argument("--only", choices=["create", "fleet", "linux", "reads"], help="one table")
+    parser.add_argument(
+        "--only", choices=["cli", "create", "fleet", "linux", "reads"], help="one table"
+    )
     parser.add_argument("--read-rounds", type=int, default=500, help="reads of each kind")
+    parser.add_argument("--cli-rounds", type=int, default=30, help="starts of each command")
     parser.add_argument("--save", action="store_true", help="append the tables to RESULTS.md")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -36,6 +39,7 @@ def main() -> None:
             "create": lambda: create.measure(place / "f", options.rounds),
             "fleet": lambda: fleet.measure(place / "n", options.fleet_rounds, options.fleet),
             "linux": lambda: linux.measure(place / "q", options.linux_rounds),
+            "cli": lambda: cli.measure(options.cli_rounds),
             "reads": lambda: reads.measure(place / "r", options.read_rounds),
         }
         tables = [measure() for name, measure in measures.items() if options.only in (None, name)]

@@ -1,5 +1,6 @@
 """The command line: global options, and the groups of commands."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -69,6 +70,8 @@ def run(command: typer.Typer) -> None:
     # httpx brings a command line of its own and with it click, rich and pygments: a third of the
     # time of a short command. Without that module it does without.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+    # Likewise pydantic looks through all installed packages for plugins; we use none.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         command()
     except KeyboardInterrupt:
