@@ -66,7 +66,6 @@ class HomeNetwork:
             "nat",
             self.subnet,
             isolate_vms=spec is not None and spec.isolate_vms,
-            serves=spec is not None and spec.dhcp,
         )
 
     def bring_up(self) -> None:

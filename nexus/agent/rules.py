@@ -23,8 +23,6 @@ class Segment:
     kind: NetworkKind
     subnet: ipaddress.IPv4Network
     isolate_vms: bool = False
-    serves: bool = False
-    """The host answers DHCP and DNS there."""
     ours: bool = True
     """We made the bridge; else it is one that the host had before."""
 
@@ -95,9 +93,6 @@ def _sets(rules: Rules, ports: Sequence[Port]) -> dict[str, list[str]]:
         segment = by_bridge.get(port.bridge)
         if segment is None:
             continue
-        if segment.serves:
-            # A DHCP client has no address yet.
-            addresses.append(f'"{port.tap}" . {port.mac} . 0.0.0.0')
         if segment.isolate_vms:
             apart.append(f'"{port.tap}"')
         if not segment.ours:
@@ -126,8 +121,6 @@ def _bridge_table(rules: Rules) -> list[str]:
         "    ether type arp iifname . ether saddr . arp saddr ip != @addresses drop",
         "    ether type arp iifname . arp saddr ether . arp saddr ip != @addresses drop",
         "    ether type ip iifname . ether saddr . ip saddr != @addresses drop",
-        "    ether type ip ip saddr 0.0.0.0 udp dport != 67 drop",
-        "    ether type ip ip saddr 0.0.0.0 ip protocol != udp drop",
         "    ether type != { ip, arp } drop",
         # In a bridge of somebody else only this tells our guests' packets from the others'.
         f"    iifname @foreign meta mark set {MARK:#x}",
@@ -151,7 +144,6 @@ def _inet_table(rules: Rules) -> list[str]:
         return [*lines, "}"]
     all_bridges = _names(segment.bridge for segment in ours)
     nat_bridges = _names(segment.bridge for segment in nat)
-    serving = [segment.bridge for segment in ours if segment.serves]
     lines += ["  chain postrouting {", "    type nat hook postrouting priority srcnat;"]
     lines += [
         f"    ip saddr {segment.subnet} oifname != {all_bridges} masquerade" for segment in nat
@@ -181,12 +173,6 @@ def _inet_table(rules: Rules) -> list[str]:
         f"    iifname {all_bridges} ct state established,related accept",
         f"    iifname {all_bridges} meta l4proto {{ icmp, icmpv6 }} accept",
     ]
-    if serving:
-        names = _names(serving)
-        lines += [
-            f"    iifname {names} udp dport {{ 53, 67 }} accept",
-            f"    iifname {names} tcp dport 53 accept",
-        ]
     return [*lines, f"    iifname {all_bridges} drop", "  }", "}"]
 
 

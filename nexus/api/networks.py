@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from nexus.api.common import Timestamp, Uuid, VmName, Wire
+from nexus.api.common import Timestamp, Uuid, Wire
 
 NetworkKind = Literal["nat", "isolated", "bridged"]
 """``nat`` reaches the outside behind the host's address, ``isolated`` nothing but itself,
@@ -69,8 +69,6 @@ class NetworkCreate(Wire):
     """Of a bridged network: the host's interface without an address, or a bridge it has."""
     isolate_vms: Annotated[bool, Field(strict=True)] = False
     """VMs of the network do not reach each other."""
-    dhcp: Annotated[bool, Field(strict=True)] = False
-    """Serve addresses by DHCP and names by DNS. VMs get their addresses without it too."""
     dns: Annotated[list[Address], Field(max_length=3)] | None = None
     """Name servers given to guests; the host's own when absent."""
 
@@ -79,8 +77,6 @@ class NetworkCreate(Wire):
         if self.kind == "bridged":
             if self.uplink is None or self.cidr is None:
                 raise ValueError("a bridged network needs an uplink and the cidr behind it")
-            if self.dhcp:
-                raise ValueError("a bridged network has the DHCP server behind its uplink")
         elif self.uplink is not None or self.gateway is not None:
             raise ValueError("only a bridged network has an uplink and a gateway")
         if self.gateway is not None and self.cidr is not None:
@@ -95,7 +91,6 @@ class NetworkChange(Wire):
     for ``dns``, where null is the host's own name servers."""
 
     isolate_vms: Annotated[bool, Field(strict=True)] | None = None
-    dhcp: Annotated[bool, Field(strict=True)] | None = None
     dns: Annotated[list[Address], Field(max_length=3)] | None = None
 
     @model_validator(mode="after")
@@ -125,7 +120,6 @@ class Network(Wire):
     gateway: str | None
     uplink: str | None
     isolate_vms: bool
-    dhcp: bool
     dns: list[str]
     bridge: str
     """The bridge on the host."""
@@ -178,17 +172,7 @@ class HostNetworkSpec(Wire):
     gateway: Address | None
     uplink: LinkName | None
     isolate_vms: bool
-    dhcp: bool
     dns: list[Address]
-
-
-class HostName(Wire):
-    """A name that a network's DNS answers, and whose address its DHCP hands out."""
-
-    network: Uuid
-    name: VmName
-    mac: Annotated[str, Field(pattern=r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$")]
-    ip: Address
 
 
 class HostForward(Wire):
@@ -203,8 +187,6 @@ class HostNetworks(Wire):
 
     networks: Annotated[list[HostNetworkSpec], Field(max_length=1000)]
     forwards: Annotated[list[HostForward], Field(max_length=65535)]
-    names: Annotated[list[HostName], Field(max_length=100_000)] = Field(default_factory=list)
-    """The VMs of networks with ``dhcp``."""
 
 
 class HostNetworkStatus(Wire):
@@ -217,13 +199,3 @@ class HostNetworksStatus(Wire):
     """One status for each network that was asked for."""
 
     networks: list[HostNetworkStatus]
-
-
-class NetworkCheck(Wire):
-    """One thing that was looked at when a VM has no connectivity."""
-
-    what: str
-    """``bridge``, ``tap``, ``rules``, ``lease``, ``guest`` …"""
-    ok: bool
-    detail: str
-    suggestion: str | None = None

@@ -17,6 +17,7 @@ from nexus.cli.commands import (
     images,
     labels,
     logs,
+    networks,
     nics,
     power,
     vms,
@@ -58,6 +59,8 @@ def options(
 for group in (vms, labels, power, balloon, logs, guests, events, firecracker):
     app.add_typer(group.commands)
 app.add_typer(drives.commands, name="drive")
+app.add_typer(networks.commands, name="network")
+app.add_typer(networks.forwards, name="forward")
 app.add_typer(nics.commands, name="nic")
 app.add_typer(images.commands, name="image")
 app.add_typer(hosts.commands, name="host")

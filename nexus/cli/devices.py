@@ -56,12 +56,22 @@ def drive(text: str) -> DriveCreate:
 
 
 def nic(text: str) -> NicCreate:
-    """``nat``, ``rx=100,tx=50`` or ``nat,rx=100``."""
+    """A network's name, with ``ip=``, ``rx=`` and ``tx=`` behind it: ``lab,ip=10.9.0.5,rx=100``.
+
+    Without a name, or with ``default`` or ``nat``, it is the host's own network.
+    """
     words = text.split(",")
-    if words[0] == "nat":
-        words = words[1:]
-    limits = _limits("--nic", words, _NIC_LIMITS, "rx=100,tx=50, or nat for one without limits")
-    return NicCreate.model_validate({"limits": limits} if limits else {})
+    given: dict[str, Any] = {}
+    if "=" not in words[0]:
+        name = words.pop(0)
+        if name not in ("nat", "default"):
+            given["network"] = name
+    given |= {key: value for key, value in _pairs("--nic", words) if key == "ip"}
+    rest = [word for word in words if not word.strip().startswith("ip=")]
+    limits = _limits("--nic", rest, _NIC_LIMITS, "NETWORK,ip=ADDRESS,rx=100,tx=50")
+    if limits:
+        given["limits"] = limits
+    return NicCreate.model_validate(given)
 
 
 def root_limits(text: str) -> DriveLimits:

@@ -19,6 +19,7 @@ from nexus.client.errors import NexusApiError, NotReachable, answer_of, error_of
 from nexus.client.files import AsyncRemoteFile
 from nexus.client.hosts import AsyncHosts
 from nexus.client.images import AsyncImages
+from nexus.client.networks import AsyncForwards, AsyncNetworks
 from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
 from nexus.client.vms import AsyncVms
 
@@ -47,6 +48,8 @@ class AsyncClient:
         self._http = httpx.AsyncClient(base_url=url, headers=headers, trust_env=False)
         self.vms = AsyncVms(self)
         self.images = AsyncImages(self)
+        self.networks = AsyncNetworks(self)
+        self.forwards = AsyncForwards(self)
         self.hosts = AsyncHosts(self)
 
     async def __aenter__(self) -> Self:

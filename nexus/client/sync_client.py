@@ -19,6 +19,7 @@ from nexus.client.errors import NexusApiError, NotReachable, answer_of, error_of
 from nexus.client.files import RemoteFile
 from nexus.client.hosts import Hosts
 from nexus.client.images import Images
+from nexus.client.networks import Forwards, Networks
 from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
 from nexus.client.vms import Vms
 
@@ -47,6 +48,8 @@ class Client:
         self._http = httpx.Client(base_url=url, headers=headers, trust_env=False)
         self.vms = Vms(self)
         self.images = Images(self)
+        self.networks = Networks(self)
+        self.forwards = Forwards(self)
         self.hosts = Hosts(self)
 
     def __enter__(self) -> Self:

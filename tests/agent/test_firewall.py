@@ -271,17 +271,6 @@ def test_only_ipv4_and_arp_leave_a_guest(lab: Lab) -> None:
     assert not lab.one.runs("busybox", "ping", "-6", "-c1", "-W1", "fd00::2")
 
 
-def test_without_an_address_a_guest_may_only_ask_for_one(lab: Lab) -> None:
-    served = Segment(HOME.bridge, HOME.kind, HOME.subnet, serves=True)
-    asks = ("busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-t1", "-T1", "-s", "/bin/true")
-    heard = serve(lab.stack, 67, "udp")
-    lab.one.runs(*asks)
-    lab.rules(served, ALONE, OTHER, FOREIGN)
-    lab.two.runs(*asks)
-    # The first to get through is the second guest: for the first one DHCP was not served.
-    assert lab.two.port.mac.replace(":", "") in heard.readline()
-
-
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_a_forwarded_port_leads_to_its_guest(lab: Lab, protocol: str) -> None:
     serve(lab.stack, 80, protocol, inside=lab.two.namespace)

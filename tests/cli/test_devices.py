@@ -62,7 +62,7 @@ def test_a_refusal_is_shown_in_the_vmms_words(wire: Wire) -> None:
         ["run", "busybox", "--drive", "data,size=lots"],
         ["run", "busybox", "--drive", "data,path=/etc/shadow"],
         ["run", "busybox", "--drive", "rootfs,size=1G"],
-        ["run", "busybox", "--nic", "eth0"],
+        ["run", "busybox", "--nic", "a_b"],
         ["run", "busybox", "--nic", "rx=fast"],
         ["run", "busybox", "--root-limit", "rx=5"],
         ["run", "busybox", "--balloon", "64M,x"],
@@ -117,4 +117,5 @@ def test_words_of_a_specification() -> None:
         name="d", size_mib=1, limits=DriveLimits(bandwidth_mib_s=2, bandwidth_burst_mib=8)
     )
     assert devices.nic("nat,rx=1") == NicCreate(limits=NicLimits(rx_mbit_s=1))
+    assert devices.nic("lab,ip=10.9.0.5") == NicCreate(network="lab", ip="10.9.0.5")
     assert devices.balloon("0,no-deflate") == Balloon(target_mib=0, deflate_on_oom=False)

@@ -42,7 +42,6 @@ def network_row(host: HostRow) -> NetworkRow:
         bridge=host.network.bridge,
         state="ready",
         isolate_vms=False,
-        dhcp=False,
         last_address=0,
         created_at=host.created_at,
         updated_at=host.created_at,

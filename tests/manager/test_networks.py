@@ -115,7 +115,6 @@ async def test_a_subnet_is_proposed_or_refused(manager: Manager) -> None:
         {"name": "x", "kind": "bridged", "uplink": "a/b", "cidr": "10.0.0.0/24"},
         {"name": "x", "uplink": "eth1"},
         {"name": "x", "dns": ["not an address"]},
-        {"name": "x", "kind": "bridged", "uplink": "e", "cidr": "10.0.0.0/24", "dhcp": True},
         {"name": "x", "unknown": 1},
     ],
 )

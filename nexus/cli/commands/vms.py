@@ -41,7 +41,7 @@ def run_vm(
     ] = None,
     nic: Annotated[
         list[str] | None,
-        typer.Option("--nic", help="nat, or rx=100,tx=50 in Mbit/s; repeatable."),
+        typer.Option("--nic", help="NETWORK,ip=ADDRESS,rx=100,tx=50 (Mbit/s); repeatable."),
     ] = None,
     root_size: Annotated[
         str | None, typer.Option("--root-size", help="A larger root disk: 4G.")

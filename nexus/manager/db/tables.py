@@ -303,7 +303,6 @@ class NetworkRow(Base):
     gateway: Mapped[str | None] = mapped_column(String(15))
     uplink: Mapped[str | None] = mapped_column(String(15))
     isolate_vms: Mapped[bool] = mapped_column(default=False)
-    dhcp: Mapped[bool] = mapped_column(default=False)
     dns: Mapped[list[str] | None] = mapped_column(Typed(list[str]))
     """None for the name servers of the host."""
     bridge: Mapped[str] = mapped_column(String(15))

@@ -16,7 +16,6 @@ from nexus.api.errors import HostUnreachable, NexusError
 from nexus.api.networks import (
     DEFAULT_NETWORK,
     HostForward,
-    HostName,
     HostNetworks,
     HostNetworkSpec,
     HostNetworksStatus,
@@ -25,7 +24,7 @@ from nexus.api.networks import (
 from nexus.ids import new_id
 from nexus.manager.agents import Agent
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, NetworkRow, PortForwardRow, VmRow
+from nexus.manager.db.tables import HostRow, NetworkRow, PortForwardRow
 from nexus.manager.waiters import Waiters
 
 log = structlog.get_logger("pipeline.networks")
@@ -111,7 +110,6 @@ class NetworkPush:
                     )
                     for row in forwards
                 ],
-                names=await _names(session, host_id, {spec.id for spec in specs if spec.dhcp}),
             )
 
     async def _apply(self, host_id: str, wanted: HostNetworks, status: HostNetworksStatus) -> None:
@@ -149,7 +147,6 @@ async def home_network(session: AsyncSession, host: HostRow, now: datetime) -> N
             host_id=host.id,
             state="ready",
             isolate_vms=False,
-            dhcp=False,
             last_address=0,
             created_at=now,
             updated_at=now,
@@ -169,18 +166,5 @@ def _spec(row: NetworkRow, host: HostRow) -> HostNetworkSpec:
         gateway=row.gateway,
         uplink=row.uplink,
         isolate_vms=row.isolate_vms,
-        dhcp=row.dhcp,
         dns=row.dns if row.dns is not None else host.network.dns,
     )
-
-
-async def _names(session: AsyncSession, host_id: str, serving: set[str]) -> list[HostName]:
-    if not serving:
-        return []
-    query = select(VmRow).where(VmRow.host_id == host_id, VmRow.power != "deleted")
-    return [
-        HostName(network=nic.network_id, name=vm.name, mac=nic.mac, ip=nic.ip.partition("/")[0])
-        for vm in await session.scalars(query.order_by(VmRow.id))
-        for nic in vm.nics
-        if nic.network_id in serving
-    ]

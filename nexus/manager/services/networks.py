@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Created, Page
-from nexus.api.errors import InUse, InvalidState, NameTaken, NotFound, TimedOut
+from nexus.api.errors import InUse, NameTaken, NotFound, TimedOut
 from nexus.api.networks import Network, NetworkChange, NetworkCreate, NetworkMember
 from nexus.ids import new_id
 from nexus.manager import subnets
@@ -55,7 +55,6 @@ class Networks:
                     gateway=gateway,
                     uplink=request.uplink,
                     isolate_vms=request.isolate_vms,
-                    dhcp=request.dhcp,
                     dns=request.dns,
                     bridge="",
                     state="pending",
@@ -80,13 +79,6 @@ class Networks:
             unit.target, unit.before = row.id, _facts(row)
             if request.isolate_vms is not None:
                 row.isolate_vms = request.isolate_vms
-            if request.dhcp is not None:
-                if request.dhcp and row.kind == "bridged":
-                    raise InvalidState(
-                        "a bridged network has the DHCP server behind its uplink",
-                        suggestion="serve addresses there, or make a network of kind nat",
-                    )
-                row.dhcp = request.dhcp
             if "dns" in given:
                 row.dns = request.dns
             row.state, row.error, row.updated_at = "pending", None, unit.at
@@ -188,7 +180,6 @@ def to_network(row: NetworkRow, vms: int) -> Network:
         gateway=row.gateway,
         uplink=row.uplink,
         isolate_vms=row.isolate_vms,
-        dhcp=row.dhcp,
         dns=row.dns or [],
         bridge=row.bridge,
         vms=vms,
@@ -248,7 +239,6 @@ def _facts(row: NetworkRow) -> dict[str, object]:
         "cidr": row.cidr,
         "uplink": row.uplink,
         "isolate_vms": row.isolate_vms,
-        "dhcp": row.dhcp,
         "dns": row.dns,
     }
 

@@ -143,6 +143,4 @@ def _fixed(pool: _Pool, text: str) -> IPv4Address:
 
 
 def _dns(row: NetworkRow, host: HostRow) -> list[str]:
-    if row.dns is not None:
-        return row.dns
-    return [row.gateway] if row.dhcp and row.gateway else host.network.dns
+    return row.dns if row.dns is not None else host.network.dns
