@@ -8,7 +8,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import cli, create, fleet, linux, reads
+from bench import cli, create, fleet, heal, linux, reads
 from bench.table import machine, markdown
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -20,8 +20,9 @@ def main() -> None:
     parser.add_argument("--linux-rounds", type=int, default=10, help="creates of Linux VMs")
     parser.add_argument("--fleet-rounds", type=int, default=5, help="creates of many VMs at once")
     parser.add_argument("--fleet", type=int, default=100, help="how many VMs these are")
+    parser.add_argument("--heal-rounds", type=int, default=50, help="VMMs killed")
     parser.add_argument(
-        "--only", choices=["cli", "create", "fleet", "linux", "reads"], help="one table"
+        "--only", choices=["cli", "create", "fleet", "heal", "linux", "reads"], help="one table"
     )
     parser.add_argument("--read-rounds", type=int, default=500, help="reads of each kind")
     parser.add_argument("--cli-rounds", type=int, default=30, help="starts of each command")
@@ -38,6 +39,7 @@ def main() -> None:
         measures = {
             "create": lambda: create.measure(place / "f", options.rounds),
             "fleet": lambda: fleet.measure(place / "n", options.fleet_rounds, options.fleet),
+            "heal": lambda: heal.measure(place / "h", options.heal_rounds),
             "linux": lambda: linux.measure(place / "q", options.linux_rounds),
             "cli": lambda: cli.measure(options.cli_rounds),
             "reads": lambda: reads.measure(place / "r", options.read_rounds),
