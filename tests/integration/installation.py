@@ -154,10 +154,10 @@ def machine_state(data: Path) -> dict[str, Any]:
         ],
         "rules": _without_handles(_json("nft", "-j", "list", "ruleset")),
         "mounts": [
-            # Named network namespaces are made by tests alone, also by those that run beside.
+            # Others on this machine, tests that run beside among them, mount what they like.
             mount
             for mount in Path("/proc/self/mounts").read_text().splitlines()
-            if "/run/netns" not in mount
+            if str(data) in mount
         ],
         "files": sorted(
             str(path.relative_to(data)) for path in (data / "fc").rglob("*") if "/vms" in str(path)
