@@ -1,17 +1,20 @@
 """Finding and building, once, the real parts that tests use."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
+_HOST_NETWORK = os.open("/proc/self/ns/net", os.O_RDONLY)
+"""Tests leave the machine's network (conftest.py); a build that fetches packages needs it."""
 CACHE = Path(os.environ.get("NEXUS_TEST_CACHE", REPO / ".cache"))
 
 
@@ -88,22 +91,33 @@ def cached_linux_images() -> LinuxImages:
 
 
 def cached_debian_root() -> Path:
-    """Builds the Debian root with ``python -m nexus.images`` when what goes into it changed."""
+    """Builds the Debian root with ``python -m nexus.images`` when what goes into it changed.
+
+    It takes a minute and the network, so what it is made of is compared, not when it was written.
+    """
     here = REPO / "nexus"
-    sources = [p for p in (here / "guest" / "debian").rglob("*") if p.is_file()]
+    sources = sorted(p for p in (here / "guest" / "debian").rglob("*") if p.is_file())
     sources += [here / "images" / f"{name}.py" for name in ("debian_root", "sources")]
-    newest = max(source.stat().st_mtime for source in sources)
+    wanted = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()
     with _locked("debian-root") as folder:
-        made = folder / "rootfs.ext4"
-        if not made.exists() or made.stat().st_mtime < newest:
+        made, stamp = folder / "rootfs.ext4", folder / "made-of"
+        if not made.exists() or not stamp.exists() or stamp.read_text() != wanted:
             folder.mkdir(exist_ok=True)
-            _build("debian", folder)
+            _build("debian", folder, on_host_network())
+            stamp.write_text(wanted)
         return made
 
 
-def _build(recipe: str, out: Path) -> dict[str, str]:
+def on_host_network() -> list[str]:
+    """A command prefix that runs a program in the network this process was started in."""
+    if os.geteuid() != 0:
+        return []
+    return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{_HOST_NETWORK}", "--"]
+
+
+def _build(recipe: str, out: Path, prefix: Sequence[str] = ()) -> dict[str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "nexus.images", "build", recipe, "--out", str(out)],
+        [*prefix, sys.executable, "-m", "nexus.images", "build", recipe, "--out", str(out)],
         cwd=REPO,
         env={**os.environ, "NEXUS_CACHE_DIR": str(CACHE / "packages")},
         stdout=subprocess.PIPE,
