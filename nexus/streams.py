@@ -25,6 +25,8 @@ from nexus.httpd import BodyBound, body_of
 
 log = structlog.get_logger("streams")
 
+BEAT_S = 10.0
+"""How often an exec stream's other side is asked whether it is still there."""
 MEDIA_TYPE = "application/octet-stream"
 DRAIN_TIMEOUT_S = 30.0
 """How long the rest of a refused upload is read, so that its sender gets to read the answer."""
@@ -145,6 +147,20 @@ def not_understood(what: str, error: ValidationError) -> ValidationFailed:
     return ValidationFailed(
         f"not {what}: {'; '.join(problems)}", suggestion="compare it with docs/exec.md"
     )
+
+
+async def gone(socket: WebSocket) -> None:
+    """Returns when the other side has vanished, also while nobody receives from it.
+
+    What it sends waits while a program does not read, and with it the news that it left; so it is
+    sent an empty message now and then, which fails.
+    """
+    try:
+        while True:
+            await anyio.sleep(BEAT_S)
+            await socket.send_bytes(b"")
+    except (WebSocketDisconnect, RuntimeError):
+        return
 
 
 async def end(socket: WebSocket, how: Wire | NexusError | None) -> None:

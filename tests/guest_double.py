@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import pty
+import select
 import signal
 import stat
 import struct
@@ -239,8 +240,12 @@ class _Operation:
             except (ConnectionError, asyncio.IncompleteReadError):
                 return
             if frame.kind == INPUT and open_:
-                with contextlib.suppress(BrokenPipeError):
-                    await loop.run_in_executor(None, os.write, keyboard, frame.payload)
+                try:
+                    await loop.run_in_executor(None, self._write, keyboard, frame.payload)
+                except BrokenPipeError:
+                    continue
+                except ConnectionResetError:
+                    return
             elif frame.kind == END and open_:
                 open_ = False
                 if tty:
@@ -253,6 +258,17 @@ class _Operation:
                 _resize(keyboard, *struct.unpack(">HH", frame.payload))
             elif frame.kind == SIGNAL:
                 os.killpg(pid, frame.payload[0])
+
+    def _write(self, keyboard: int, data: bytes) -> None:
+        """Waits for a program that does not read, but not longer than the host does."""
+        poll = select.poll()
+        poll.register(keyboard, select.POLLOUT)
+        poll.register(self.writer.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        while data:
+            ready = dict(poll.poll())
+            if keyboard not in ready:
+                raise ConnectionResetError
+            data = data[os.write(keyboard, data[:4096]) :]
 
     async def _output(self, kind: bytes, descriptor: int) -> None:
         loop = asyncio.get_running_loop()

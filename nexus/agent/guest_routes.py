@@ -143,8 +143,13 @@ async def carry(socket: WebSocket, process: guest.Process) -> ExecExit | NexusEr
                 ended = None
             tasks.cancel_scope.cancel()
 
+        async def watch() -> None:
+            await streams.gone(socket)
+            tasks.cancel_scope.cancel()
+
         tasks.start_soon(output)
         tasks.start_soon(user)
+        tasks.start_soon(watch)
     return ended
 
 

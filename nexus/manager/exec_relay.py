@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
+from nexus import streams
 from nexus.api.errors import HostUnreachable, NexusError
 from nexus.api.guest import (
     MAX_OUTPUT_BYTES,
@@ -54,8 +55,13 @@ async def relay(socket: WebSocket, guest: ClientConnection) -> Ended | None:
                     gone = True
             tasks.cancel_scope.cancel()
 
+        async def watch() -> None:
+            await streams.gone(socket)
+            tasks.cancel_scope.cancel()
+
         tasks.start_soon(to_user)
         tasks.start_soon(to_guest)
+        tasks.start_soon(watch)
     return ended
 
 

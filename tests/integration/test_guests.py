@@ -1,6 +1,7 @@
 """Into guests from outside, through everything: SDK, manager, agent, VMM, the guest's agent."""
 
 import os
+from pathlib import Path
 
 import httpx
 import pytest
@@ -63,3 +64,36 @@ def test_a_guest_without_an_agent_is_said_to_have_none(
         assert missing.value.code == "guest_agent_missing"
         assert missing.value.suggestion
         assert http.delete("/v1/vms/tiny?wait=deleted").json() == {"ok": True}
+
+
+def test_the_command_line_in_linux(qemu_installation: Installation, tmp_path: Path) -> None:
+    cli = qemu_installation.cli
+    cli("run", "busybox", "--name", "shell", "--mem", "128")
+
+    def is_up() -> bool:
+        with qemu_installation.http() as http:
+            return http.get("/v1/vms/shell/guest").is_success
+
+    wait_for("the guest's agent answers", is_up)
+    assert cli("exec", "-n", "shell", "--", "uname", "-s") == "Linux\n"
+    cli("exec", "-n", "shell", "--", "sh", "-c", "exit 42", code=42)
+    cli("exec", "-n", "shell", "--", "no-such-program", code=127)
+    cli("exec", "-n", "shell", "--", "/root", code=126)
+    (tmp_path / "tree" / "sub").mkdir(parents=True)
+    (tmp_path / "tree" / "sub" / "data").write_bytes(os.urandom(2 << 20))
+    cli("cp", "-r", str(tmp_path / "tree"), "shell:/root")
+    cli("cp", "-r", "shell:/root/tree", str(tmp_path / "back"))
+    sent, back = (tmp_path / top / "sub" / "data" for top in ("tree", "back"))
+    assert back.read_bytes() == sent.read_bytes()
+    assert cli("cp", "shell:/proc/sys/kernel/hostname", "-") == "shell\n"
+    assert cli("cp", "shell:/root/none", str(tmp_path), code=3) == ""
+    with qemu_installation.http() as http, client_of(http) as client:
+
+        def sleeps() -> bool:
+            script = "cat /proc/[0-9]*/comm | grep -qx sleep"
+            return client.vms.exec("shell", ["sh", "-c", script]).exit_code == 0
+
+        with client.vms.process("shell", ["sleep", "600"]):
+            wait_for("the program runs", sleeps)
+        wait_for("leaving ended the program", lambda: not sleeps())
+    cli("rm", "-f", "shell")

@@ -14,6 +14,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
+from nexus import streams
 from nexus.api.guest import MAX_OUTPUT_BYTES, MAX_UPLOAD_BYTES
 from tests.guest_stack import STOPPED, VM, Stack
 from tests.manager.core import until
@@ -204,7 +205,7 @@ async def rest_of(socket: ClientConnection) -> tuple[dict[int, bytes], dict[str,
     async for message in socket:
         if isinstance(message, str):
             last = json.loads(message)
-        else:
+        elif message:
             outputs[message[0]] = outputs.get(message[0], b"") + message[1:]
     return outputs, last
 
@@ -252,6 +253,19 @@ async def test_leaving_a_stream_leaves_nothing_behind(guest_stack: Stack) -> Non
         ) == 5
 
     await until("each end is audited", audited)
+
+
+async def test_a_user_that_vanishes_behind_a_program_that_does_not_read(
+    guest_stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "BEAT_S", 0.2)
+    async with stream(guest_stack, argv=["sleep", "600"]) as socket:
+        with anyio.move_on_after(2):
+            while True:
+                await socket.send(b"\x00" + bytes(65536))
+        assert guest_stack.guest.pids
+        socket.transport.abort()
+    await idle(guest_stack)
 
 
 @pytest.mark.parametrize(
