@@ -142,6 +142,22 @@ class Installation:
         assert answer.status_code == 201, answer.text
 
 
+def service_pid(installation: Installation, module: str) -> int | None:
+    """The service that this installation's supervisor runs at the moment."""
+    assert installation.process is not None
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            status = (entry / "stat").read_text().rpartition(")")[2].split()
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if int(status[1]) == installation.process.pid and module.encode() in command[-2:]:
+            return int(entry.name)
+    return None
+
+
 def machine_state(data: Path) -> dict[str, Any]:
     """What VMs may leave on a machine: processes, links, rules, mounts, files of the run folder."""
     return {

@@ -4,33 +4,16 @@ import os
 import random
 import signal
 import threading
-from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.integration.installation import Installation, machine_state, wait_for
+from tests.integration.installation import Installation, machine_state, service_pid, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.firecracker, pytest.mark.qemu]
 
 KILLS = 10
 LATEST_KILL_S = 0.12
-
-
-def service_pid(installation: Installation, module: str) -> int | None:
-    """The service that this installation's supervisor runs at the moment."""
-    assert installation.process is not None
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            status = (entry / "stat").read_text().rpartition(")")[2].split()
-            command = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if int(status[1]) == installation.process.pid and module.encode() in command[-2:]:
-            return int(entry.name)
-    return None
 
 
 @pytest.mark.parametrize("victim", ["nexus.agent", "nexus.manager"])
