@@ -114,6 +114,11 @@ def _add_vm_routes(app: FastAPI, feed: Feed) -> None:
         await _fleet(request).delete(vm_id)
         return Ok()
 
+    @app.delete("/agent/v1/volumes/{volume_id}")
+    async def delete_volume(request: Request, volume_id: Annotated[Uuid, Path()]) -> Ok:
+        _fleet(request).delete_volume(volume_id)
+        return Ok()
+
     @app.get("/agent/v1/events")
     async def get_events(request: Request) -> StreamingResponse:
         stream = events.lines(feed, _fleet(request).statuses)

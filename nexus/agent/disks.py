@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nexus.agent.atomic import write_atomically
-from nexus.agent.drives import ensure_drive, ensure_root, grow_file, link, own
+from nexus.agent.drives import ensure_drive, ensure_root, ensure_volume, grow_file, link, own
 from nexus.agent.errors import StageFailed, disk_failure
 from nexus.agent.layout import (
     CONFIG_DRIVE,
@@ -56,6 +56,9 @@ def ensure_files(machine: Machine, paths: VmPaths, store: Store, owner: int | No
             with _of_image("rootfs", store, machine.rootfs):
                 ensure_root(machine.rootfs, machine.rootfs_size_mib, paths.root, store, owner)
         for drive in machine.drives:
+            if drive.volume is not None:
+                ensure_volume(drive, paths.volume(drive.volume), paths.root, owner)
+                continue
             with _of_image("rootfs", store, drive.blob):
                 ensure_drive(drive, paths.root, store, owner)
         if needs_config_drive(machine):

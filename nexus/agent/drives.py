@@ -64,6 +64,29 @@ def ensure_drive(drive: MachineDrive, root: Path, store: Store, owner: int | Non
     grow_file(target, drive.size_mib)
 
 
+def ensure_volume(drive: MachineDrive, file: Path, root: Path, owner: int | None) -> None:
+    """A drive that is a volume: its file, made when it is first used, under a second name in the
+    VM's root. Only that name goes with the VM. Raises OSError."""
+    if not file.exists():
+        fresh = _fresh(file)
+        fresh.touch()
+        grow_file(fresh, drive.size_mib)
+        _keep(fresh, file, owner)
+    grow_file(file, drive.size_mib)
+    own(file, owner)  # The VM before may have been another user's.
+    target = root / drive_file(drive.name)
+    if not target.exists() or not target.samefile(file):
+        fresh = _fresh(target)
+        os.link(file, fresh)
+        fresh.replace(target)
+
+
+def remove_volume(file: Path) -> None:
+    """Deletes a volume's file, or what was left half made of it."""
+    _fresh(file)
+    file.unlink(missing_ok=True)
+
+
 def grow_file(file: Path, size_mib: int | None) -> None:
     """Never makes it smaller. Holes cost nothing: a disk takes space as its guest writes."""
     if size_mib is not None and file.stat().st_size < size_mib * MIB:

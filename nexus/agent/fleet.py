@@ -9,7 +9,7 @@ import anyio.abc
 import anyio.to_thread
 import structlog
 
-from nexus.agent import disks, faults, process
+from nexus.agent import disks, drives, faults, process
 from nexus.agent.atomic import write_atomically
 from nexus.agent.command import choose_jail_uid
 from nexus.agent.errors import Expired, HostFull, StaleGeneration, disk_failure
@@ -19,7 +19,7 @@ from nexus.agent.layout import Layout
 from nexus.agent.machine import MachineLife
 from nexus.agent.record import Record, load_desired, load_record
 from nexus.agent.tools import Tools
-from nexus.api.errors import NotFound
+from nexus.api.errors import InUse, NotFound
 from nexus.api.machines import Machine, MachineStatus
 
 log = structlog.get_logger("fleet")
@@ -91,6 +91,16 @@ class Fleet:
         if machine is not None:
             await machine.delete()
             self._forget(machine)
+
+    def delete_volume(self, volume_id: str) -> None:
+        """Removes a volume's file. Succeeds when there is none; raises InUse."""
+        for machine in self._machines.values():
+            if any(drive.volume == volume_id for drive in machine.desired.drives):
+                raise InUse(
+                    f"VM {machine.desired.name!r} has the volume {volume_id}",
+                    suggestion=f"nexus rm {machine.desired.name}",
+                )
+        drives.remove_volume(self.layout.volume(volume_id))
 
     def get(self, vm_id: str) -> MachineLife:
         """Raises NotFound."""

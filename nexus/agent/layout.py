@@ -57,6 +57,10 @@ class VmPaths:
     dir: Path
     jailed: bool
 
+    def volume(self, volume_id: str) -> Path:
+        """A volume's file on the VM's host. Raises ValueError."""
+        return Layout(self.dir.parent.parent).volume(volume_id)
+
     @property
     def desired(self) -> Path:
         return self.dir / "desired.json"
@@ -114,6 +118,17 @@ class Layout:
         return self.run_dir / "trash"
 
     @property
+    def volumes_dir(self) -> Path:
+        """Disks that outlive their VMs; on the file system of the VMs, which have links to them."""
+        return self.run_dir / "volumes"
+
+    def volume(self, volume_id: str) -> Path:
+        """A volume's file. Raises ValueError for anything that is not a UUIDv7."""
+        if not is_vm_id(volume_id):
+            raise ValueError(f"not a volume's id: {volume_id[:64]!r}")
+        return self.volumes_dir / f"{volume_id}.img"
+
+    @property
     def networks_file(self) -> Path:
         """The networks and forwards that the manager asked for last."""
         return self.run_dir / "networks.json"
@@ -139,7 +154,7 @@ class Layout:
     def prepare(self) -> None:
         """Makes the folders, readable by root alone."""
         self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
-        for folder in (self.vms_dir, self.trash_dir):
+        for folder in (self.vms_dir, self.trash_dir, self.volumes_dir):
             folder.mkdir(exist_ok=True, mode=0o700)
 
 

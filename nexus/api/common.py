@@ -37,6 +37,9 @@ ImageRef = Annotated[
 ]
 """An image's id or its name."""
 
+VolumeRef = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+"""A volume's id or its name."""
+
 ImagePath = Annotated[str, StringConstraints(pattern=r"^/[ -~]{1,4095}$", max_length=4096)]
 """A file under the manager's image root, where the manager allows paths in place of images."""
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from nexus.api.common import ImageRef, Wire
+from nexus.api.common import ImageRef, VolumeRef, Wire
 from nexus.api.networks import Address, NetworkRef
 
 ROOT_DRIVE = "rootfs"
@@ -50,12 +50,15 @@ class NicLimits(Wire):
 
 
 class DriveCreate(Wire):
-    """A drive beside the root disk: empty, or a copy of an image, or both: a copy made larger."""
+    """A drive beside the root disk: empty, or a copy of an image, or both: a copy made larger; or
+    a volume, which outlives the VM."""
 
     name: DriveId
     size_mib: DiskMib | None = None
     image: ImageRef | None = None
     """Id or name of a root file system image."""
+    volume: VolumeRef | None = None
+    """Id or name of a volume that no other VM has."""
     read_only: Annotated[bool, Field(strict=True)] = False
     limits: DriveLimits | None = None
 
@@ -63,8 +66,12 @@ class DriveCreate(Wire):
     def _makes_sense(self) -> Self:
         if self.name in RESERVED_DRIVES:
             raise ValueError(f"{self.name} is taken by Nexus: choose another name")
+        if self.volume is not None:
+            if self.size_mib is not None or self.image is not None:
+                raise ValueError(f"{self.name} is a volume: omit size_mib and image")
+            return self
         if self.size_mib is None and self.image is None:
-            raise ValueError(f"{self.name} needs size_mib, or an image")
+            raise ValueError(f"{self.name} needs size_mib, an image, or a volume")
         if self.read_only and self.image is None:
             raise ValueError(f"{self.name} would be read-only and empty: give it an image")
         if self.read_only and self.size_mib is not None:

@@ -58,6 +58,8 @@ class MachineDrive(Wire):
     """What it holds at first; null is nothing."""
     read_only: bool
     limits: DriveLimits | None = None
+    volume: Uuid | None = None
+    """The volume that it is: its file stays when the machine is deleted."""
 
 
 class Machine(Wire):

@@ -127,6 +127,13 @@ class VmNic(Wire):
     network: str = "default"
 
 
+class VmVolume(Wire):
+    """A volume as a VM shows it."""
+
+    id: Uuid
+    name: str
+
+
 class VmDrive(Wire):
     name: str
     """Also its id at the VMM; the root disk is ``rootfs``."""
@@ -137,6 +144,8 @@ class VmDrive(Wire):
     """What it held at first; null is nothing."""
     read_only: bool
     limits: DriveLimits | None
+    volume: VmVolume | None = None
+    """The volume that it is, if it is one."""
 
 
 class VmError(Wire):

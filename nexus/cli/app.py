@@ -21,6 +21,7 @@ from nexus.cli.commands import (
     nics,
     power,
     vms,
+    volumes,
 )
 from nexus.cli.options import Output
 from nexus.cli.session import Session
@@ -62,6 +63,7 @@ app.add_typer(drives.commands, name="drive")
 app.add_typer(networks.commands, name="network")
 app.add_typer(networks.forwards, name="forward")
 app.add_typer(nics.commands, name="nic")
+app.add_typer(volumes.commands, name="volume")
 app.add_typer(images.commands, name="image")
 app.add_typer(hosts.commands, name="host")
 

@@ -35,7 +35,7 @@ NONE = "none"
 
 
 def drive(text: str) -> DriveCreate:
-    """``data,size=10G,bw=50,iops=1000`` or ``tools,image=NAME,ro``."""
+    """``data,size=10G,bw=50,iops=1000``, ``tools,image=NAME,ro`` or ``db,volume=NAME``."""
     name, *words = text.split(",")
     given: dict[str, Any] = {"name": name}
     limits: dict[str, float | None] = {}
@@ -46,10 +46,14 @@ def drive(text: str) -> DriveCreate:
             given["size_mib"] = mib("--drive size", value)
         elif key == "image" and value is not None:
             given["image"] = value
+        elif key == "volume" and value is not None:
+            given["volume"] = value
         elif key in _DRIVE_LIMITS and value is not None:
             limits[_DRIVE_LIMITS[key]] = _number(f"--drive {key}", value)
         else:
-            raise UsageFault(f"--drive {text!r}: write NAME,size=10G or NAME,image=IMAGE,ro")
+            raise UsageFault(
+                f"--drive {text!r}: write NAME,size=10G, NAME,image=IMAGE,ro or NAME,volume=VOLUME"
+            )
     if limits:
         given["limits"] = limits
     return DriveCreate.model_validate(given)
@@ -142,6 +146,7 @@ def shown(vm: Vm) -> list[tuple[str, str | None]]:
     for each in vm.drives:
         words = [each.device, f"{each.size_mib} MiB"]
         words += [f"from {each.image.name}"] if each.image else []
+        words += [f"volume {each.volume.name}"] if each.volume else []
         words += ["read-only"] if each.read_only else []
         found.append((f"drive {each.name}", " ".join([*words, _drive_words(each.limits)])))
     for one in vm.nics:

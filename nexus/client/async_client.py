@@ -22,6 +22,7 @@ from nexus.client.images import AsyncImages
 from nexus.client.networks import AsyncForwards, AsyncNetworks
 from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
 from nexus.client.vms import AsyncVms
+from nexus.client.volumes import AsyncVolumes
 
 if TYPE_CHECKING:
     from nexus.client.console import AsyncConsole
@@ -50,6 +51,7 @@ class AsyncClient:
         self.images = AsyncImages(self)
         self.networks = AsyncNetworks(self)
         self.forwards = AsyncForwards(self)
+        self.volumes = AsyncVolumes(self)
         self.hosts = AsyncHosts(self)
 
     async def __aenter__(self) -> Self:

@@ -22,6 +22,7 @@ from nexus.client.images import Images
 from nexus.client.networks import Forwards, Networks
 from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
 from nexus.client.vms import Vms
+from nexus.client.volumes import Volumes
 
 if TYPE_CHECKING:
     from nexus.client.console import Console
@@ -50,6 +51,7 @@ class Client:
         self.images = Images(self)
         self.networks = Networks(self)
         self.forwards = Forwards(self)
+        self.volumes = Volumes(self)
         self.hosts = Hosts(self)
 
     def __enter__(self) -> Self:

@@ -71,6 +71,10 @@ class Agent:
         """Removes a machine and all that belongs to it; answers when everything is gone."""
         await self._ask("DELETE", f"/agent/v1/vms/{vm_id}")
 
+    async def delete_volume(self, volume_id: str) -> None:
+        """Removes a volume's file, if there is one. Raises NexusError 409 while a VM has it."""
+        await self._ask("DELETE", f"/agent/v1/volumes/{volume_id}")
+
     async def list_vms(self) -> list[MachineStatus]:
         """Every machine the agent holds."""
         answer = await self._ask("GET", "/agent/v1/vms")

@@ -43,6 +43,7 @@ from nexus.manager.routes import (
     vm_forwards,
     vm_why,
     vms,
+    volumes,
 )
 from nexus.manager.runtime import Runtime
 from nexus.manager.services.forwards import Forwards
@@ -56,6 +57,7 @@ from nexus.manager.services.vm_bulk import VmBulk
 from nexus.manager.services.vm_creation import VmCreation
 from nexus.manager.services.vm_devices import VmDevices
 from nexus.manager.services.vms import VmService
+from nexus.manager.services.volumes import Volumes
 from nexus.manager.verify import Verifier
 from nexus.manager.waiters import Waiters
 
@@ -76,6 +78,7 @@ ROUTERS = (
     proxy.router,
     hosts.router,
     networks.router,
+    volumes.router,
     builds.router,
     uploads.router,
     images.router,
@@ -112,6 +115,7 @@ def make_runtime(settings: Settings) -> Runtime:
         network_push=network_push,
         networks=Networks(db, network_push),
         forwards=Forwards(db, network_push, settings.own_port),
+        volumes=Volumes(db, agents),
         hosts=HostService(db),
         images=images_service,
         uploads=Uploads.of(db, images_service),

@@ -13,26 +13,34 @@ from nexus.api.devices import (
 )
 from nexus.api.errors import Conflict, NotFound, ValidationFailed
 from nexus.api.machines import Blob, MachineDrive
-from nexus.api.vms import VmCreate, VmDrive, VmImage
+from nexus.api.vms import VmCreate, VmDrive, VmImage, VmVolume
 from nexus.manager.db.columns import StoredDrive, StoredImage
+from nexus.manager.db.tables import VolumeRow
 
 MIB = 1 << 20
 
 Limits = TypeVar("Limits", DriveLimits, NicLimits)
 
 
-def drives_of(request: VmCreate, images: Mapping[str, StoredImage]) -> list[StoredDrive]:
-    """The drives of a new VM; ``images`` by the drives' names. Raises ValidationFailed."""
-    return [
-        StoredDrive(
-            name=drive.name,
-            size_mib=_first_size(drive.name, drive.size_mib, images.get(drive.name)),
-            image=images.get(drive.name),
-            read_only=drive.read_only,
-            limits=simplified(drive.limits),
+def drives_of(
+    request: VmCreate, images: Mapping[str, StoredImage], volumes: Mapping[str, VolumeRow]
+) -> list[StoredDrive]:
+    """The drives of a new VM; images and volumes by the drives' names. Raises ValidationFailed."""
+    drives = []
+    for drive in request.drives:
+        image, volume = images.get(drive.name), volumes.get(drive.name)
+        size_mib = _first_size(drive.name, drive.size_mib, image)
+        drives.append(
+            StoredDrive(
+                name=drive.name,
+                size_mib=size_mib if volume is None else volume.size_mib,
+                image=image,
+                read_only=drive.read_only,
+                limits=simplified(drive.limits),
+                volume=None if volume is None else VmVolume(id=volume.id, name=volume.name),
+            )
         )
-        for drive in request.drives
-    ]
+    return drives
 
 
 def root_of(request: VmCreate, image: StoredImage | None) -> StoredDrive | None:
@@ -59,6 +67,11 @@ def check(request: VmCreate) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValidationFailed(f"two drives are named {twice}", suggestion="name each differently")
+    if request.count is not None and any(drive.volume for drive in request.drives):
+        raise ValidationFailed(
+            "a volume belongs to one VM, and count asks for many",
+            suggestion="leave out count, or give them drives with size_mib",
+        )
     count = len(names) + len(request.nics) + (request.balloon is not None)
     if count > MAX_DEVICES:
         raise ValidationFailed(
@@ -128,6 +141,11 @@ def changed_drive(drive: StoredDrive, change: DriveChange) -> StoredDrive:
     size_mib, present = change.size_mib, present_size(drive)
     if size_mib is None or size_mib == present:
         return drive
+    if drive.volume is not None:
+        raise Conflict(
+            f"drive {drive.name} is the volume {drive.volume.name!r}, which keeps {present} MiB",
+            suggestion="make a larger one and copy: nexus volume create NAME --size SIZE",
+        )
     if drive.read_only:
         raise Conflict(
             f"drive {drive.name} is read-only, so it stays as large as its image",
@@ -163,6 +181,7 @@ def shown(root: StoredDrive | None, drives: Sequence[StoredDrive]) -> list[VmDri
             else None,
             read_only=drive.read_only,
             limits=drive.limits,
+            volume=drive.volume,
         )
         for index, drive in enumerate(every)
     ]
@@ -177,4 +196,5 @@ def for_agent(drive: StoredDrive) -> MachineDrive:
         blob=Blob(sha256=image.sha256, size_bytes=image.size_bytes) if image else None,
         read_only=drive.read_only,
         limits=drive.limits,
+        volume=drive.volume.id if drive.volume else None,
     )

@@ -26,6 +26,7 @@ from nexus.manager.services.vm_bulk import VmBulk
 from nexus.manager.services.vm_creation import VmCreation
 from nexus.manager.services.vm_devices import VmDevices
 from nexus.manager.services.vms import VmService
+from nexus.manager.services.volumes import Volumes
 from nexus.manager.uow import Caller
 from nexus.manager.verify import Verifier
 from nexus.manager.waiters import Waiters
@@ -52,6 +53,7 @@ class Runtime:
     network_push: NetworkPush
     networks: Networks
     forwards: Forwards
+    volumes: Volumes
     hosts: HostService
     images: Images
     uploads: Uploads

@@ -30,6 +30,8 @@ Permission = Literal[
     "images:write",
     "networks:read",
     "networks:write",
+    "volumes:read",
+    "volumes:write",
     "hosts:read",
     "hosts:write",
     "metrics:read",
@@ -37,9 +39,11 @@ Permission = Literal[
 Role = Literal["viewer", "operator", "admin"]
 
 _READ: frozenset[Permission] = frozenset(
-    {"vms:read", "images:read", "networks:read", "hosts:read", "metrics:read"}
+    {"vms:read", "images:read", "networks:read", "volumes:read", "hosts:read", "metrics:read"}
 )
-_OPERATE: frozenset[Permission] = frozenset({"vms:write", "vms:console", "vms:exec"})
+_OPERATE: frozenset[Permission] = frozenset(
+    {"vms:write", "vms:console", "vms:exec", "volumes:write"}
+)
 
 ROLES: dict[Role, frozenset[Permission]] = {
     "viewer": _READ,

@@ -117,5 +117,8 @@ def test_words_of_a_specification() -> None:
         name="d", size_mib=1, limits=DriveLimits(bandwidth_mib_s=2, bandwidth_burst_mib=8)
     )
     assert devices.nic("nat,rx=1") == NicCreate(limits=NicLimits(rx_mbit_s=1))
+    assert devices.drive("db,volume=data,ro") == DriveCreate(
+        name="db", volume="data", read_only=True
+    )
     assert devices.nic("lab,ip=10.9.0.5") == NicCreate(network="lab", ip="10.9.0.5")
     assert devices.balloon("0,no-deflate") == Balloon(target_mib=0, deflate_on_oom=False)

@@ -75,6 +75,7 @@ class AgentDouble:
         app.put("/agent/v1/vms/{vm_id}")(self._put)
         app.get("/agent/v1/vms/{vm_id}")(self._get)
         app.delete("/agent/v1/vms/{vm_id}")(self._delete)
+        app.delete("/agent/v1/volumes/{volume_id}")(self._delete_volume)
         app.get("/agent/v1/vms")(self._list)
         app.get("/agent/v1/inventory")(self._inventory)
         app.get("/agent/v1/capacity")(self._capacity)
@@ -204,6 +205,16 @@ class AgentDouble:
         self.machines.pop(vm_id, None)
         self.statuses.pop(vm_id, None)
         self._say(AgentEvent(type="gone", vm_id=vm_id))
+        return JSONResponse({"ok": True})
+
+    async def _delete_volume(self, volume_id: str) -> Response:
+        if self.faults:
+            answer = self.faults.pop(0)()
+            if answer is not None:
+                return answer
+        for machine in self.machines.values():
+            assert all(drive.volume != volume_id for drive in machine.drives), "it is in use"
+        self.deletes.append(volume_id)
         return JSONResponse({"ok": True})
 
     async def _list(self) -> Response:

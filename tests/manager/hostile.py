@@ -89,6 +89,8 @@ BAD_VM_FIELDS: dict[str, list[Any]] = {
         [{"name": "a", "image": "/dev/sda"}], [{"name": "a", "size_mib": 1, "read_only": True}],
         [{"name": "a", "size_mib": 1, "path_on_host": "/etc/shadow"}],
         [{"name": "a", "size_mib": 1}] * 2,
+        [{"name": "a", "volume": "../x"}], [{"name": "a", "volume": "nope"}],
+        [{"name": "a", "volume": "x", "size_mib": 1}], [{"name": "a", "volume": "x", "image": "y"}],
         [{"name": f"d{number}", "size_mib": 1} for number in range(9)],
         [{"name": "a", "size_mib": 1, "limits": {"iops": 0}}],
         [{"name": "a", "size_mib": 1, "limits": {"bandwidth_mib_s": 1e400}}],
@@ -113,6 +115,13 @@ BAD_VM_FIELDS: dict[str, list[Any]] = {
     "restart_policy": ["", "sometimes", "ALWAYS", 1, True, None, [], {}],
     "rootfs_limits": [1, [], {"iops": 0}, {"iops": HUGE}, {"x": 1}],
 }  # fmt: skip
+
+BAD_VOLUMES: list[Any] = [
+    {"name": "a"}, {"size_mib": 1}, {"name": "../x", "size_mib": 1}, {"name": "A", "size_mib": 1},
+    {"name": "x" * 64, "size_mib": 1}, {"name": "a", "size_mib": 0}, {"name": "a", "size_mib": "1"},
+    {"name": "a", "size_mib": HUGE}, {"name": "a", "size_mib": 1.5}, {"name": None, "size_mib": 1},
+    {"name": "a", "size_mib": 1, "path": "/etc/shadow"}, {"name": "a", "size_mib": 1, "id": "x"},
+]  # fmt: skip
 
 BAD_DEVICE_CHANGES: list[tuple[str, Any]] = [
     *[
@@ -442,6 +451,13 @@ def hostile_requests(vm: str, image_id: str) -> list[Hostile]:
         for body in BAD_VM_ACTIONS
     ]
     made += [Hostile("POST", "/v1/vms/actions", [*JSON], body) for body in BAD_BODIES]
+    made += [
+        Hostile("POST", "/v1/volumes", [*JSON], json.dumps(body).encode()) for body in BAD_VOLUMES
+    ]
+    made += [Hostile("POST", "/v1/volumes", [*JSON], body) for body in BAD_BODIES]
+    made += [
+        Hostile(method, f"/v1/volumes/{ref}") for method in ("GET", "DELETE") for ref in BAD_REFS
+    ]
     made += [Hostile("PATCH", f"/v1/vms/{vm}", [*JSON], body) for body in BAD_BODIES]
     made += [
         Hostile("DELETE", f"/v1/vms/{vm}", [("if-match", value)]) for value in BAD_PRECONDITIONS

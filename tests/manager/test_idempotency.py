@@ -42,6 +42,7 @@ SAMPLES: dict[str, Any] = {
     "/v1/images/uploads": {"kind": "rootfs", "name": "upload-{n}"},
     "/v1/images/uploads/{upload_id}/complete": ANYTHING,
     "/v1/networks": {"name": "net-{n}"},
+    "/v1/volumes": {"name": "vol-{n}", "size_mib": 8},
     "/v1/vms/{ref}/forwards": {"host_port": 8080, "guest_port": "{n}"},
 }
 """A body for every POST route that must succeed on a VM that runs. New routes add theirs."""

@@ -37,7 +37,9 @@ def run_vm(
     ] = None,
     drive: Annotated[
         list[str] | None,
-        typer.Option("--drive", help="NAME,size=10G or NAME,image=IMAGE,ro; repeatable."),
+        typer.Option(
+            "--drive", help="NAME,size=10G, NAME,image=IMAGE,ro or NAME,volume=VOLUME; repeatable."
+        ),
     ] = None,
     nic: Annotated[
         list[str] | None,

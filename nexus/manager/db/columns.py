@@ -12,7 +12,7 @@ from sqlalchemy.types import TypeDecorator
 from nexus.api.common import Wire
 from nexus.api.devices import DriveLimits, NicLimits
 from nexus.api.networks import DEFAULT_NETWORK
-from nexus.api.vms import VmImage
+from nexus.api.vms import VmImage, VmVolume
 
 REMEMBERED = 1024
 """So many stored values are kept for each column."""
@@ -98,3 +98,4 @@ class StoredDrive(Wire):
     image: StoredImage | None
     read_only: bool
     limits: DriveLimits | None
+    volume: VmVolume | None = None

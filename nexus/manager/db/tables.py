@@ -314,6 +314,27 @@ class NetworkRow(Base):
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class VolumeRow(Base):
+    """A disk that outlives its VMs. ``vm_id`` decides whose it is; it is free when that row goes.
+
+    Its file on the host is made when the first VM with it is.
+    """
+
+    __tablename__ = "volumes"
+    __table_args__ = (UniqueConstraint("project", "name"),)
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), default="default")
+    name: Mapped[str] = mapped_column(String(63))
+    host_id: Mapped[str] = mapped_column(ForeignKey("hosts.id"))
+    size_mib: Mapped[int] = mapped_column(Integer)
+    vm_id: Mapped[str | None] = mapped_column(ForeignKey("vms.id", ondelete="SET NULL"), index=True)
+    deleting: Mapped[bool] = mapped_column(default=False)
+    """Its file goes, or is gone already: no VM gets it any more."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class PortForwardRow(Base):
     """A port of a host that leads to a VM. The unique constraint decides whose it is."""
 

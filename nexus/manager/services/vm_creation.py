@@ -17,6 +17,7 @@ from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.vms import VmPipeline
+from nexus.manager.services import volumes
 from nexus.manager.services.hosts import is_healthy
 from nexus.manager.services.vm_expiry import deadline
 from nexus.manager.services.vm_images import VmImages, choose
@@ -42,8 +43,8 @@ class VmCreation:
     async def create(self, request: VmCreate, caller: Caller) -> list[Vm]:
         """Makes the rows with everything decided: images, hosts, addresses. All of them or none.
 
-        Raises ImageNotReady, NoCapacity, AddressPoolExhausted, NameTaken or ValidationFailed; then
-        there is no row.
+        Raises ImageNotReady, NoCapacity, AddressPoolExhausted, NameTaken or ValidationFailed, or
+        what ``volumes.choose`` raises; then there is no row.
         """
         devices.check(request)
         deadline(datetime.now(UTC), request.ttl, request.expires_at)
@@ -70,9 +71,11 @@ class VmCreation:
         await check_free(session, project, [name for name in names if name is not None])
         images = await choose(session, project, request)
         root = devices.root_of(request, images.rootfs)
-        drives = devices.drives_of(request, images.drives)
+        attached = await volumes.choose(session, project, request)
+        drives = devices.drives_of(request, images.drives, attached)
         disk_mib = sum(map(devices.present_size, [*drives, root] if root else drives))
-        hosts = await self._place(session, request, disk_mib, len(names), unit.at)
+        where = next((volume.host_id for volume in attached.values()), None)
+        hosts = await self._place(session, request, disk_mib, len(names), unit.at, where)
         addresses = await AddressBook.open(session, project, request.nics, hosts, len(names))
         rows: list[VmRow] = []
         for name, host in zip(names, hosts, strict=True):
@@ -88,6 +91,8 @@ class VmCreation:
         session.add_all(rows)
         await session.flush()
         session.add_all(addresses.taken)
+        for volume in attached.values():
+            volume.vm_id, volume.updated_at = rows[0].id, unit.at
         unit.answer = lambda: created(request, [to_vm(row) for row in rows])
         unit.target = rows[0].id
         unit.after = {
@@ -101,8 +106,15 @@ class VmCreation:
         return rows
 
     async def _place(
-        self, session: AsyncSession, request: VmCreate, disk_mib: int, count: int, now: datetime
+        self,
+        session: AsyncSession,
+        request: VmCreate,
+        disk_mib: int,
+        count: int,
+        now: datetime,
+        where: str | None,
     ) -> list[HostRow]:
+        """A host for each VM; ``where`` is the only one that it may be."""
         hosts = (await session.scalars(select(HostRow).with_for_update())).all()
         sums = select(VmRow.host_id, func.sum(VmRow.mem_mib)).group_by(VmRow.host_id)
         promised = {host_id: int(mem_mib) for host_id, mem_mib in await session.execute(sums)}
@@ -118,6 +130,7 @@ class VmCreation:
                     disk_mib=host.capacity.disk_mib,
                 )
                 for host in hosts
+                if where in (None, host.id)
             ],
             overcommit=self.settings.mem_overcommit,
         )

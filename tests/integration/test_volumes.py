@@ -1,0 +1,47 @@
+"""What one Linux guest writes on a volume, the next one reads."""
+
+import pytest
+
+from nexus.api.devices import DriveCreate
+from nexus.api.vms import VmCreate
+from nexus.api.volumes import VolumeCreate
+from nexus.client import Client, ConflictError
+from tests.integration.installation import Installation, machine_state, wait_for
+from tests.integration.test_networks import client_of, is_up
+
+pytestmark = [pytest.mark.root, pytest.mark.qemu]
+
+
+def in_guest(client: Client, name: str, script: str) -> str:
+    wait_for(f"{name} is up", lambda: is_up(client, name))
+    done = client.vms.exec(name, ["sh", "-c", script])
+    assert done.exit_code == 0, done
+    return str(done.stdout)
+
+
+def test_a_volume_goes_from_one_guest_to_the_next(qemu_installation: Installation) -> None:
+    before = machine_state(qemu_installation.data)
+    with client_of(qemu_installation) as client:
+        made = client.volumes.create(VolumeCreate(name="kept", size_mib=16))
+
+        def on_volume(name: str) -> VmCreate:
+            drives = [DriveCreate(name="db", volume="kept")]
+            return VmCreate(name=name, rootfs="busybox", mem_mib=128, drives=drives)
+
+        client.vms.create(on_volume("writer"), wait="running")
+        in_guest(client, "writer", "echo what the first wrote | dd of=/dev/vdb conv=fsync; sync")
+        with pytest.raises(ConflictError, match="writer"):
+            client.vms.create(on_volume("thief"))
+        client.vms.delete("writer")
+
+        client.vms.create(on_volume("reader"), wait="running")
+        read = in_guest(client, "reader", "cat /sys/block/vdb/size; head -n1 /dev/vdb")
+        assert read.splitlines() == [str(16 << 11), "what the first wrote"]
+        assert client.volumes.get("kept").vm_name == "reader"
+        client.vms.delete("reader")
+
+        file = qemu_installation.data / "fc" / "volumes" / f"{made.id}.img"
+        assert file.stat().st_nlink == 1
+        client.volumes.delete("kept")
+        assert not file.exists()
+    wait_for("nothing is left", lambda: machine_state(qemu_installation.data) == before)
