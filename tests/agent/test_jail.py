@@ -7,6 +7,7 @@ import pytest
 
 from nexus.api.devices import DriveLimits
 from nexus.api.machines import MachineDrive
+from nexus.ids import new_id
 from tests.agent.harness import Agent, until
 
 pytestmark = [pytest.mark.firecracker, pytest.mark.root]
@@ -32,6 +33,7 @@ def test_a_jailed_life(jailing: Agent, tiny_kernel: Path) -> None:
     drives = [
         MachineDrive(name="data", size_mib=4, blob=None, read_only=False),
         MachineDrive(name="tools", size_mib=None, blob=rootfs, read_only=True),
+        MachineDrive(name="kept", size_mib=4, blob=None, read_only=False, volume=new_id()),
     ]
     machine = jailing.machine(tiny_kernel, rootfs=rootfs, drives=drives)
     status = jailing.put(machine)
@@ -41,6 +43,9 @@ def test_a_jailed_life(jailing: Agent, tiny_kernel: Path) -> None:
     assert uid >= 1_500_000_000
     until("the banner", lambda: "ready" in "".join(jailing.console(machine.id)))
     root = jailing.run_dir / "vms" / machine.id / "firecracker" / machine.id / "root"
+    volume = jailing.run_dir / "volumes" / f"{drives[2].volume}.img"
+    assert volume.samefile(root / "drive-kept.img")
+    assert volume.stat().st_uid == uid
     assert (root / "v.sock").is_socket()
     assert (root / "v.sock").stat().st_uid == uid
     other = jailing.put(jailing.machine(tiny_kernel, rootfs=rootfs))
@@ -54,7 +59,7 @@ def test_a_jailed_life(jailing: Agent, tiny_kernel: Path) -> None:
     assert found.pid == status.pid
 
     larger = drives[0].model_copy(update={"size_mib": 8, "limits": DriveLimits(iops=100)})
-    tuned = machine.model_copy(update={"generation": 2, "drives": [larger, drives[1]]})
+    tuned = machine.model_copy(update={"generation": 2, "drives": [larger, *drives[1:]]})
     status = jailing.put(tuned)
     assert (status.pid, status.devices_applied) == (found.pid, True), status.devices_error
     assert (root / "drive-data.img").stat().st_size == 8 << 20
@@ -65,4 +70,5 @@ def test_a_jailed_life(jailing: Agent, tiny_kernel: Path) -> None:
     stopped = jailing.put(second.model_copy(update={"generation": 4, "power": "stopped"}))
     assert (stopped.state, stopped.exit_cause) == ("stopped", "stopped")
     jailing.delete(machine.id)
+    assert jailing.http.delete(f"/agent/v1/volumes/{drives[2].volume}").status_code == 200
     assert jailing.traces() == before

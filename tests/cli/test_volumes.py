@@ -5,7 +5,7 @@ import pytest
 from nexus.api.volumes import VolumeCreate
 from nexus.client import AsyncClient, ConflictError
 from tests.cli.calling import call, done, done_json
-from tests.client.wire import Wire
+from tests.client.wire import TOKEN, Wire
 
 
 def test_a_life_of_a_volume(wire: Wire) -> None:
@@ -23,7 +23,7 @@ def test_a_life_of_a_volume(wire: Wire) -> None:
 
 @pytest.mark.anyio
 async def test_the_asynchronous_client(wire: Wire) -> None:
-    async with AsyncClient(wire.url, wire.token) as client:
+    async with AsyncClient(wire.url, TOKEN) as client:
         made = await client.volumes.create(VolumeCreate(name="data", size_mib=8))
         assert (made.name, made.size_mib) == ("data", 8)
         assert [volume.name async for volume in client.volumes.list()] == ["data"]

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -101,10 +101,15 @@ async def choose(session: AsyncSession, project: str, request: VmCreate) -> dict
     Conflict for volumes that lie on several hosts.
     """
     refs = {drive.name: drive.volume for drive in request.drives if drive.volume is not None}
-    found = {}
+    if not refs:
+        return {}
     # In one order everywhere: two requests for the same volumes must not wait for each other.
-    for name, ref in sorted(refs.items(), key=lambda each: each[1]):
-        found[name] = await find(session, project, ref, lock=True)
+    asked = or_(VolumeRow.id.in_(refs.values()), VolumeRow.name.in_(refs.values()))
+    query = select(VolumeRow).where(VolumeRow.project == project, asked).order_by(VolumeRow.id)
+    await session.execute(query.with_for_update())
+    found = {}
+    for name, ref in refs.items():
+        found[name] = await find(session, project, ref)
         await _check_free(session, found[name])
         if found[name].deleting:
             raise InvalidState(
