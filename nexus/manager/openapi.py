@@ -36,7 +36,7 @@ ALWAYS = (400, 413, 422)
 GUARDED = (401, 403, 429)
 CHANGES = (404, 409, 412)
 HOSTS = (409, 502, 504)
-"""What may come of asking a VM's host."""
+"""What may come of asking a host."""
 
 ETAGGED = frozenset({"/v1/vms/{ref}", "/v1/images/{ref}"})
 _ETAG = {"description": "The ETag of what is in the answer.", "schema": {"type": "string"}}
@@ -100,7 +100,7 @@ def refusals(path: str, method: str) -> set[int]:
         found.add(404)
     if method != "get":
         found.update(CHANGES)
-    if path.startswith("/v1/vms"):
+    if path.startswith("/v1/vms") or (path == "/v1/volumes/{ref}" and method == "delete"):
         found.update(HOSTS)
     if path == "/v1/images/{ref}":
         found.add(409)
