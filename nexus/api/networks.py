@@ -47,8 +47,8 @@ def _address(text: str) -> str:
         raise ValueError(f"{error}; write for example 10.77.0.5") from error
 
 
-Cidr = Annotated[str, StringConstraints(max_length=18), AfterValidator(_subnet)]
-Address = Annotated[str, StringConstraints(max_length=15), AfterValidator(_address)]
+Cidr = Annotated[str, StringConstraints(pattern=r"^[0-9./]{9,18}$"), AfterValidator(_subnet)]
+Address = Annotated[str, StringConstraints(pattern=r"^[0-9.]{7,15}$"), AfterValidator(_address)]
 LinkName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,15}$")]
 """An interface of the host."""
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]

@@ -83,7 +83,8 @@ def test_nothing_of_the_agent_leaks_into_a_program(talk: Connect) -> None:
     blocked = next(line for line in status.splitlines() if line.startswith("SigBlk"))
     ignored = next(line for line in status.splitlines() if line.startswith("SigIgn"))
     assert int(blocked.split()[1], 16) == 0
-    assert int(ignored.split()[1], 16) == 0
+    # 32 and 33 are the C library's own: no program can change them, and the agent inherits them.
+    assert int(ignored.split()[1], 16) & ~(0b11 << 31) == 0
 
 
 @pytest.mark.root

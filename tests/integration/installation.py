@@ -168,7 +168,11 @@ def machine_state(data: Path) -> dict[str, Any]:
             {name: value for name, value in route.items() if name != "flags"}
             for route in _json("ip", "-j", "route", "show")
         ],
-        "rules": _without_handles(_json("nft", "-j", "list", "ruleset")),
+        "rules": sorted(
+            _without_handles(_json("nft", "-j", "list", "ruleset"))["nftables"],
+            # Stable: a table that is replaced moves behind the others, its rules keep their order.
+            key=_table_of,
+        ),
         "mounts": [
             # Others on this machine, tests that run beside among them, mount what they like.
             mount
@@ -201,6 +205,11 @@ def _processes_of(data: Path) -> list[str]:
 def _json(*command: str) -> Any:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout or "[]")
+
+
+def _table_of(entry: dict[str, Any]) -> tuple[str, str]:
+    (what,) = entry.values()
+    return str(what.get("family", "")), str(what.get("table", what.get("name", "")))
 
 
 def _without_handles(value: Any) -> Any:

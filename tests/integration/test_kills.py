@@ -24,6 +24,8 @@ def test_killed_in_the_middle_of_a_create(
     before = machine_state(installation.data)
     with installation.http() as http:
         for number in range(KILLS):
+            # Killed often, a service rests before it is started again.
+            wait_for("both services are there", lambda: _ready(http))
             pid = wait_for(f"{victim} runs", lambda: service_pid(installation, victim))
             delay_s = moments.uniform(0, LATEST_KILL_S)
             killer = threading.Timer(delay_s, os.kill, (pid, signal.SIGKILL))

@@ -4,7 +4,7 @@ from typing import Any
 
 import schemathesis
 
-SHORT = "0.05"
+SHORT = 0.05
 KEPT = "0"
 
 
