@@ -68,8 +68,8 @@ def upgrade() -> None:
     homes = _home_networks(networks)
     _put_nics_on(homes)
     _readdress(homes)
-    with op.batch_alter_table("hosts") as hosts:
-        hosts.drop_column("last_address")
+    # Not in a batch: that would drop and make the table anew, and VMs refer to its rows.
+    op.drop_column("hosts", "last_address")
 
 
 def _home_networks(networks: sa.Table) -> dict[str, str]:
