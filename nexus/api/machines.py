@@ -11,6 +11,7 @@ from pydantic import Field
 from nexus.api.common import Engine, Sha256, Timestamp, Uuid, VmName, Wire
 from nexus.api.devices import Balloon, DiskMib, DriveId, DriveLimits, NicLimits
 from nexus.api.endings import ExitCause, LastExit, RestartPolicy
+from nexus.api.origins import Identity, Origin
 from nexus.api.vms import KernelArgs, SshKey, UserData, VmError
 
 Power = Literal["running", "paused", "stopped"]
@@ -93,6 +94,11 @@ class Machine(Wire):
     """What the agent does by itself when the guest ends without being asked to."""
     expires_at: Timestamp | None = None
     """When the agent ends and deletes the machine by itself."""
+    origin: Origin | None = None
+    """The snapshot that one of its boots is loaded from, and its disks with it."""
+    track_dirty_pages: bool = False
+    """From its next boot on the VMM notes which memory its guest writes: diff snapshots need that,
+    and it costs the guest a little."""
 
 
 class MachineNicStatus(Wire):
@@ -129,6 +135,8 @@ class MachineStatus(Wire):
     """When it will be; null when it will not."""
     last_exit: LastExit | None = None
     """Of any boot; kept while the machine runs again."""
+    identity: Identity | None = None
+    """Of a boot that was loaded from a snapshot; null for an ordinary boot."""
 
 
 class AgentEvent(Wire):
