@@ -28,6 +28,11 @@ VmName = Annotated[
 ]
 """A host name label (RFC 1123): the guest gets it as its host name."""
 
+ProjectName = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", max_length=63),
+]
+
 ImageName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._:-]{0,127}$", max_length=128)
 ]

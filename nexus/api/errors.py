@@ -26,6 +26,7 @@ ErrorCode = Literal[
     "image_not_ready",
     "path_refused",
     "no_capacity",
+    "quota_exceeded",
     "address_pool_exhausted",
     "too_many_requests",
     "timed_out",
@@ -151,6 +152,13 @@ class ImageNotReady(NexusError):
 
 class NoCapacity(NexusError):
     code = "no_capacity"
+    status = 409
+
+
+class QuotaExceeded(NexusError):
+    """The project may not have so much; nothing was made or changed."""
+
+    code = "quota_exceeded"
     status = 409
 
 

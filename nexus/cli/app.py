@@ -20,6 +20,7 @@ from nexus.cli.commands import (
     networks,
     nics,
     power,
+    quotas,
     vms,
     volumes,
 )
@@ -64,6 +65,7 @@ app.add_typer(networks.commands, name="network")
 app.add_typer(networks.forwards, name="forward")
 app.add_typer(nics.commands, name="nic")
 app.add_typer(volumes.commands, name="volume")
+app.add_typer(quotas.commands, name="quota")
 app.add_typer(images.commands, name="image")
 app.add_typer(hosts.commands, name="host")
 

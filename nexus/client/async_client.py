@@ -20,6 +20,7 @@ from nexus.client.files import AsyncRemoteFile
 from nexus.client.hosts import AsyncHosts
 from nexus.client.images import AsyncImages
 from nexus.client.networks import AsyncForwards, AsyncNetworks
+from nexus.client.quotas import AsyncQuotas
 from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
 from nexus.client.vms import AsyncVms
 from nexus.client.volumes import AsyncVolumes
@@ -52,6 +53,7 @@ class AsyncClient:
         self.networks = AsyncNetworks(self)
         self.forwards = AsyncForwards(self)
         self.volumes = AsyncVolumes(self)
+        self.quotas = AsyncQuotas(self)
         self.hosts = AsyncHosts(self)
 
     async def __aenter__(self) -> Self:

@@ -20,6 +20,7 @@ from nexus.client.files import RemoteFile
 from nexus.client.hosts import Hosts
 from nexus.client.images import Images
 from nexus.client.networks import Forwards, Networks
+from nexus.client.quotas import Quotas
 from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
 from nexus.client.vms import Vms
 from nexus.client.volumes import Volumes
@@ -52,6 +53,7 @@ class Client:
         self.networks = Networks(self)
         self.forwards = Forwards(self)
         self.volumes = Volumes(self)
+        self.quotas = Quotas(self)
         self.hosts = Hosts(self)
 
     def __enter__(self) -> Self:

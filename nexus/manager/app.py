@@ -33,6 +33,7 @@ from nexus.manager.routes import (
     images,
     networks,
     proxy,
+    quotas,
     uploads,
     vm_actions,
     vm_bulk,
@@ -51,6 +52,7 @@ from nexus.manager.services.guests import GuestService
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.networks import Networks
+from nexus.manager.services.quotas import Quotas
 from nexus.manager.services.tokens import ensure_admin_token, lookup_in
 from nexus.manager.services.uploads import Uploads
 from nexus.manager.services.vm_bulk import VmBulk
@@ -79,6 +81,7 @@ ROUTERS = (
     hosts.router,
     networks.router,
     volumes.router,
+    quotas.router,
     builds.router,
     uploads.router,
     images.router,
@@ -116,6 +119,7 @@ def make_runtime(settings: Settings) -> Runtime:
         networks=Networks(db, network_push),
         forwards=Forwards(db, network_push, settings.own_port),
         volumes=Volumes(db, agents),
+        quotas=Quotas(db),
         hosts=HostService(db),
         images=images_service,
         uploads=Uploads.of(db, images_service),

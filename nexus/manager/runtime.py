@@ -21,6 +21,7 @@ from nexus.manager.services.guests import GuestService
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.networks import Networks
+from nexus.manager.services.quotas import Quotas
 from nexus.manager.services.uploads import Uploads
 from nexus.manager.services.vm_bulk import VmBulk
 from nexus.manager.services.vm_creation import VmCreation
@@ -54,6 +55,7 @@ class Runtime:
     networks: Networks
     forwards: Forwards
     volumes: Volumes
+    quotas: Quotas
     hosts: HostService
     images: Images
     uploads: Uploads

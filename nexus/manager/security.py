@@ -34,12 +34,22 @@ Permission = Literal[
     "volumes:write",
     "hosts:read",
     "hosts:write",
+    "quotas:read",
+    "quotas:write",
     "metrics:read",
 ]
 Role = Literal["viewer", "operator", "admin"]
 
 _READ: frozenset[Permission] = frozenset(
-    {"vms:read", "images:read", "networks:read", "volumes:read", "hosts:read", "metrics:read"}
+    {
+        "vms:read",
+        "images:read",
+        "networks:read",
+        "volumes:read",
+        "hosts:read",
+        "quotas:read",
+        "metrics:read",
+    }
 )
 _OPERATE: frozenset[Permission] = frozenset(
     {"vms:write", "vms:console", "vms:exec", "volumes:write"}

@@ -49,6 +49,7 @@ from nexus.api.vms import LogChunk, Vm, VmCreate, VmError, VmEvent, VmImage, VmN
 from nexus.api.volumes import Volume, VolumeCreate
 from nexus.api.why import VmWhy
 from nexus.ids import new_id
+from tests.client.wire_storage import add_quota_routes
 
 TOKEN = "wire-token"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -193,6 +194,7 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
     # Before the actions on a VM, which have any name.
     add_network_routes(app, wire, check)
     add_volume_routes(app, wire, check)
+    add_quota_routes(app, wire, check)
 
     @app.api_route(
         "/v1/vms/{ref}/firecracker/{path:path}", methods=["GET", "PATCH"], response_model=None

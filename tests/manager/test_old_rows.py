@@ -51,6 +51,7 @@ def first_version(connection: Connection) -> None:
         tags={"team": "blue"},
         kernel=IMAGE,
         ssh_keys=[],
+        rootfs={**IMAGE, "size_bytes": (5 << 20) + 1},
         state="running",
         power="running",
     )
@@ -104,3 +105,4 @@ async def test_old_rows_live_on(database_url: str) -> None:
         True,
     )
     assert (vm.tags, vm.drives, vm.restart_policy) == ({"team": "blue"}, [], "never")
+    assert vm.disk_mib == 6

@@ -14,6 +14,7 @@ from nexus.api.devices import DriveLimits, NicLimits
 from nexus.api.networks import DEFAULT_NETWORK
 from nexus.api.vms import VmImage, VmVolume
 
+MIB = 1 << 20
 REMEMBERED = 1024
 """So many stored values are kept for each column."""
 
@@ -99,3 +100,12 @@ class StoredDrive(Wire):
     read_only: bool
     limits: DriveLimits | None
     volume: VmVolume | None = None
+
+    @property
+    def own_mib(self) -> int:
+        """What it may come to take on the host because of its VM: nothing where it is a volume,
+        or content of the store that is only read."""
+        if self.volume is not None or (self.image is not None and self.read_only):
+            return 0
+        of_image = -(-self.image.size_bytes // MIB) if self.image is not None else 0
+        return self.size_mib or of_image

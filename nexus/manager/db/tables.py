@@ -34,6 +34,7 @@ from nexus.api.images import (
     ImageRecipe,
 )
 from nexus.api.networks import NetworkError, NetworkKind, NetworkState, Protocol
+from nexus.api.quotas import Quota
 from nexus.api.vms import VmError, VmState
 from nexus.manager.db.columns import StoredDrive, StoredImage, StoredNic, Typed, UtcDateTime
 
@@ -205,6 +206,8 @@ class VmRow(Leased, Base):
         Typed(list[StoredDrive]), default=list, server_default="[]"
     )
     """Those beside the root disk."""
+    disk_mib: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """What its own disks were promised: root and drives without volumes. Follows them by itself."""
     nics: Mapped[list[StoredNic]] = mapped_column(Typed(list[StoredNic]))
     balloon: Mapped[Balloon | None] = mapped_column(Typed(Balloon))
     tags: Mapped[dict[str, str]] = mapped_column(Typed(dict[str, str]))
@@ -287,6 +290,16 @@ def _index_tags(mapper: Mapper[VmRow], connection: Connection, row: VmRow) -> No
         connection.execute(insert(VmTagRow), tags)
 
 
+@event.listens_for(VmRow, "before_insert")
+@event.listens_for(VmRow, "before_update")
+def _sum_disks(mapper: Mapper[VmRow], connection: Connection, row: VmRow) -> None:
+    """Keeps the sum that quotas and usage are counted by, whoever changes the disks."""
+    drives = [*row.drives, row.root] if row.root is not None else row.drives
+    disk_mib = sum(drive.own_mib for drive in drives or ())
+    if row.disk_mib != disk_mib:
+        row.disk_mib = disk_mib
+
+
 class NetworkRow(Base):
     """A network. Its hosts make it; ``state`` is what they say of that."""
 
@@ -332,6 +345,17 @@ class VolumeRow(Base):
     deleting: Mapped[bool] = mapped_column(default=False)
     """Its file goes, or is gone already: no VM gets it any more."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class QuotaRow(Base):
+    """What a project may have. Whoever makes something for the project locks the row first, so
+    that two requests that would exceed it together do not both pass."""
+
+    __tablename__ = "project_quotas"
+
+    project: Mapped[str] = mapped_column(String(63), primary_key=True)
+    limits: Mapped[Quota] = mapped_column(Typed(Quota))
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 

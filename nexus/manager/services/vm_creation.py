@@ -9,15 +9,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Created, CreatedMany
 from nexus.api.errors import Conflict, NameTaken, ValidationFailed
+from nexus.api.quotas import Resources
 from nexus.api.vms import Vm, VmCreate
 from nexus.ids import new_id
 from nexus.manager import devices, scheduler
 from nexus.manager.config import Settings
+from nexus.manager.db.columns import StoredDrive
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.vms import VmPipeline
-from nexus.manager.services import volumes
+from nexus.manager.services import quotas, volumes
 from nexus.manager.services.hosts import is_healthy
 from nexus.manager.services.vm_expiry import deadline
 from nexus.manager.services.vm_images import VmImages, choose
@@ -43,8 +45,8 @@ class VmCreation:
     async def create(self, request: VmCreate, caller: Caller) -> list[Vm]:
         """Makes the rows with everything decided: images, hosts, addresses. All of them or none.
 
-        Raises ImageNotReady, NoCapacity, AddressPoolExhausted, NameTaken or ValidationFailed, or
-        what ``volumes.choose`` raises; then there is no row.
+        Raises ImageNotReady, NoCapacity, QuotaExceeded, AddressPoolExhausted, NameTaken or
+        ValidationFailed, or what ``volumes.choose`` raises; then there is no row.
         """
         devices.check(request)
         deadline(datetime.now(UTC), request.ttl, request.expires_at)
@@ -74,6 +76,7 @@ class VmCreation:
         attached = await volumes.choose(session, project, request)
         drives = devices.drives_of(request, images.drives, attached)
         disk_mib = sum(map(devices.present_size, [*drives, root] if root else drives))
+        await quotas.admit(session, project, _asked(request, len(names), drives, root))
         where = next((volume.host_id for volume in attached.values()), None)
         hosts = await self._place(session, request, disk_mib, len(names), unit.at, where)
         addresses = await AddressBook.open(session, project, request.nics, hosts, len(names))
@@ -136,6 +139,19 @@ class VmCreation:
         )
         by_id = {host.id: host for host in hosts}
         return [by_id[placement.host_id] for placement in placements]
+
+
+def _asked(
+    request: VmCreate, count: int, drives: Sequence[StoredDrive], root: StoredDrive | None
+) -> Resources:
+    """What all the VMs together take of the project's quota."""
+    disk_mib = sum(drive.own_mib for drive in ([*drives, root] if root else drives))
+    return Resources(
+        vms=count,
+        vcpu=count * request.vcpu,
+        mem_mib=count * request.mem_mib,
+        disk_mib=count * disk_mib,
+    )
 
 
 def created(request: VmCreate, vms: list[Vm]) -> Created[Vm]:

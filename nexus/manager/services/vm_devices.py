@@ -6,12 +6,14 @@ the agent tells a VMM that runs what is new to it. A VM that does not run has it
 
 from nexus.api.devices import ROOT_DRIVE, BalloonChange, DriveChange, NicChange
 from nexus.api.errors import Conflict, InvalidState, NexusError, NoCapacity, VmmFault
+from nexus.api.quotas import Resources
 from nexus.api.vms import Vm
 from nexus.manager import devices, wanting
 from nexus.manager.db.columns import StoredDrive
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.pipelines.vms import VmPipeline
+from nexus.manager.services import quotas
 from nexus.manager.services.vms import find_for, to_vm
 from nexus.manager.uow import Caller, UnitOfWork, change
 
@@ -25,7 +27,8 @@ class VmDevices:
         self.pipeline = pipeline
 
     async def change_drive(self, ref: str, name: str, wish: DriveChange, caller: Caller) -> Vm:
-        """Raises NotFound, InvalidState, NoCapacity, or Conflict for a size that cannot be."""
+        """Raises NotFound, InvalidState, NoCapacity, QuotaExceeded, or Conflict for a size that
+        cannot be."""
         async with change(self.db, caller, "vm.drive", target=ref) as unit:
             row = await _found(unit, ref)
             old = next((drive for drive in _drives(row) if drive.name == name), None)
@@ -99,10 +102,12 @@ def _drives(row: VmRow) -> list[StoredDrive]:
 
 
 async def _check_disk(unit: UnitOfWork, row: VmRow, old: StoredDrive, new: StoredDrive) -> None:
-    """A VM's disks together are never larger than its host's."""
+    """A VM's disks together are never larger than its host's, nor than its project may have."""
     grown = devices.present_size(new) - devices.present_size(old)
     if grown <= 0:
         return
+    asked = Resources(disk_mib=max(0, new.own_mib - old.own_mib))
+    await quotas.admit(unit.session, row.project, asked)
     host = await unit.session.get(HostRow, row.host_id)
     total = sum(map(devices.present_size, _drives(row))) + grown
     if host is not None and total > host.capacity.disk_mib:

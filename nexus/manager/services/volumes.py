@@ -8,6 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Created, Page
 from nexus.api.errors import Conflict, InUse, InvalidState, NameTaken, NotFound, ValidationFailed
+from nexus.api.quotas import Resources
 from nexus.api.vms import VmCreate
 from nexus.api.volumes import Volume, VolumeCreate
 from nexus.ids import new_id
@@ -15,6 +16,7 @@ from nexus.manager import scheduler
 from nexus.manager.agents import Agents
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow, VolumeRow
+from nexus.manager.services import quotas
 from nexus.manager.services.hosts import is_healthy
 from nexus.manager.uow import Caller, change
 
@@ -28,9 +30,11 @@ class Volumes:
         self.agents = agents
 
     async def create(self, caller: Caller, request: VolumeCreate) -> Volume:
-        """Makes the row. Raises NameTaken or NoCapacity."""
+        """Makes the row. Raises NameTaken, QuotaExceeded or NoCapacity."""
         try:
             async with change(self.db, caller, "volume.create") as unit:
+                asked = Resources(disk_mib=request.size_mib)
+                await quotas.admit(unit.session, caller.project, asked)
                 row = VolumeRow(
                     id=new_id(),
                     project=caller.project,
