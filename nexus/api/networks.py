@@ -52,6 +52,30 @@ Address = Annotated[str, StringConstraints(pattern=r"^[0-9.]{7,15}$"), AfterVali
 LinkName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,15}$")]
 """An interface of the host."""
 Port = Annotated[int, Field(strict=True, ge=1, le=65535)]
+
+
+def _range(text: str) -> str:
+    first, dash, last = text.partition("-")
+    ends = (_address(first), _address(last or first))
+    if ipaddress.IPv4Address(ends[0]) > ipaddress.IPv4Address(ends[1]):
+        raise ValueError(f"{text}: write the lower address first")
+    return f"{ends[0]}-{ends[1]}" if dash else ends[0]
+
+
+AddressRange = Annotated[
+    str, StringConstraints(pattern=r"^[0-9.]{7,15}(-[0-9.]{7,15})?$"), AfterValidator(_range)
+]
+"""One address, or the first and the last of several: ``10.0.0.10-10.0.0.20``."""
+Reserved = Annotated[list[AddressRange], Field(max_length=64)]
+"""Addresses that no VM gets unless it asks for one of them."""
+
+
+def ends_of(text: AddressRange) -> tuple[int, int]:
+    """The first and the last address of a range, as numbers."""
+    first, _, last = text.partition("-")
+    return int(ipaddress.IPv4Address(first)), int(ipaddress.IPv4Address(last or first))
+
+
 Protocol = Literal["tcp", "udp"]
 
 
@@ -70,11 +94,17 @@ class NetworkCreate(Wire):
     isolate_vms: Annotated[bool, Field(strict=True)] = False
     """VMs of the network do not reach each other."""
     dns: Annotated[list[Address], Field(max_length=3)] | None = None
-    """Name servers given to guests; the host's own when absent."""
+    """Name servers given to guests; the host's own when absent. With ``dhcp`` the network's own
+    name server asks them."""
+    dhcp: Annotated[bool, Field(strict=True)] = False
+    """The host serves DHCP and DNS there: VMs are called ``NAME.NETWORK.nexus``."""
+    reserved: Reserved = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if self.kind == "bridged":
+            if self.dhcp:
+                raise ValueError("a bridged network has the DHCP of what is behind its uplink")
             if self.uplink is None or self.cidr is None:
                 raise ValueError("a bridged network needs an uplink and the cidr behind it")
         elif self.uplink is not None or self.gateway is not None:
@@ -83,6 +113,8 @@ class NetworkCreate(Wire):
             inside = ipaddress.IPv4Address(self.gateway) in ipaddress.IPv4Network(self.cidr)
             if not inside:
                 raise ValueError(f"the gateway {self.gateway} is not in {self.cidr}")
+        if self.reserved and self.cidr is None:
+            raise ValueError("name the cidr that the reserved addresses are of")
         return self
 
 
@@ -92,6 +124,9 @@ class NetworkChange(Wire):
 
     isolate_vms: Annotated[bool, Field(strict=True)] | None = None
     dns: Annotated[list[Address], Field(max_length=3)] | None = None
+    dhcp: Annotated[bool, Field(strict=True)] | None = None
+    reserved: Reserved | None = None
+    """All of them; an empty list gives every one back."""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
@@ -121,6 +156,8 @@ class Network(Wire):
     uplink: str | None
     isolate_vms: bool
     dns: list[str]
+    dhcp: bool = False
+    reserved: list[str] = Field(default_factory=list)
     bridge: str
     """The bridge on the host."""
     vms: int
@@ -172,7 +209,9 @@ class HostNetworkSpec(Wire):
     gateway: Address | None
     uplink: LinkName | None
     isolate_vms: bool
-    dns: list[Address]
+    dns: list[Address] | None
+    """None for the host's own name servers."""
+    dhcp: bool = False
 
 
 class HostForward(Wire):

@@ -68,6 +68,11 @@ def change(session: Session, name: str, given: dict[str, Any]) -> None:
     _tell(session, network)
 
 
+def reserved(given: Sequence[str] | None) -> list[str] | None:
+    """``--reserve none`` gives all of them back."""
+    return [] if given and list(given) == ["none"] else list(given) if given else None
+
+
 def _tell(session: Session, network: Network) -> None:
     if session.output == "json":
         print_json({"id": network.id, "item": as_json(network)})
@@ -108,6 +113,8 @@ def show(session: Session, name: str) -> None:
             ("bridge", network.bridge),
             ("VMs apart", "yes" if network.isolate_vms else "no"),
             ("dns", ", ".join(network.dns)),
+            ("dhcp", "yes" if network.dhcp else "no"),
+            ("reserved", ", ".join(network.reserved)),
             ("created", network.created_at.isoformat(timespec="seconds")),
         ]
     )

@@ -1,5 +1,6 @@
 """The rules of a VM's life as properties: they hold for every state, action and observation."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import get_args
 
@@ -190,19 +191,40 @@ def test_placement_keeps_promises(hosts: list[scheduler.HostRoom], mem_mib: int)
     assert scheduler.place(request, list(reversed(hosts))) == placement
 
 
-@given(st.integers(24, 30), st.sets(st.integers(0, 255), max_size=200), st.integers(0, 2**32 - 1))
-def test_addresses_are_free_and_usable(prefix: int, used: set[int], after: int) -> None:
+@given(
+    st.integers(24, 30),
+    st.sets(st.integers(0, 255), max_size=200),
+    st.integers(0, 2**32 - 1) | st.integers(0x0A4D0000, 0x0A4D00FF),
+    st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255)).map(sorted), max_size=4),
+)
+def test_addresses_are_free_and_usable(
+    prefix: int, used: set[int], after: int, held: list[list[int]]
+) -> None:
     base = int.from_bytes(bytes([10, 77, 0, 0]))
     cidr = f"10.77.0.0/{prefix}"
     size = 2 ** (32 - prefix)
+    reserved = [f"10.77.0.{first}-10.77.0.{last}" for first, last in held]
     free = set(range(2, size - 1)) - used
+    free -= {n for first, last in held for n in range(first, last + 1)}
+    taken = {base + n for n in used}
+    found = ipam.free_addresses(cidr, "10.77.0.1", taken, after, reserved)
+    seen = set()
+    with suppress(AddressPoolExhausted):
+        seen.update(int(each) - base for each in found)
+    assert seen == free
     try:
-        address = next(ipam.free_addresses(cidr, "10.77.0.1", {base + n for n in used}, after))
+        address = next(ipam.free_addresses(cidr, "10.77.0.1", taken, after, reserved))
     except AddressPoolExhausted:
         assert not free
         return
     assert int(address) - base in free
     assert ipam.with_prefix(address, cidr) == f"{address}/{prefix}"
+
+
+def test_a_large_reservation_costs_nothing() -> None:
+    held = ["10.0.0.0-10.255.255.200"]
+    found = ipam.free_addresses("10.0.0.0/8", "10.0.0.1", (), 0, held)
+    assert str(next(found)) == "10.255.255.201"
 
 
 @given(st.builds(new_id))

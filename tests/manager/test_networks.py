@@ -91,6 +91,48 @@ async def test_addresses_are_reserved_and_come_to_an_end(manager: Manager) -> No
     assert (await manager.create(name="more", nics=nics))["nics"][0]["ip"] == "192.168.9.4/29"
 
 
+async def test_reserved_addresses_go_to_who_asks_for_them(
+    manager: Manager, agent: AgentDouble
+) -> None:
+    body = {"name": "held", "cidr": "192.168.9.0/29", "reserved": ["192.168.9.2-192.168.9.4"]}
+    assert (await make(manager, **body))["reserved"] == ["192.168.9.2-192.168.9.4"]
+    nics = [{"network": "held"}]
+    assert (await manager.create(name="a", nics=nics))["nics"][0]["ip"] == "192.168.9.5/29"
+    asked = [{"network": "held", "ip": "192.168.9.3"}]
+    assert (await manager.create(name="b", nics=asked))["nics"][0]["ip"] == "192.168.9.3/29"
+    assert (await manager.create(name="c", nics=nics))["nics"][0]["ip"] == "192.168.9.6/29"
+    full = await error_of(manager, "POST", "/v1/vms", 409, name="d", nics=nics)
+    assert "in use or reserved" in full
+    # No host is told of it, so none is waited for.
+    told = len(agent.networks)
+    change = {"reserved": ["192.168.9.2"]}
+    changed = await manager.http.patch("/v1/networks/held?wait=ready", json=change)
+    assert (changed.json()["item"]["state"], changed.json()["item"]["reserved"]) == (
+        "ready",
+        ["192.168.9.2"],
+    )
+    same = await manager.http.patch("/v1/networks/held?wait=ready", json={"isolate_vms": False})
+    assert same.json()["item"]["state"] == "ready"
+    assert len(agent.networks) == told
+    assert (await manager.create(name="d", nics=nics))["nics"][0]["ip"] == "192.168.9.4/29"
+    outside = {"reserved": ["10.0.0.1"]}
+    assert "not in" in await error_of(manager, "PATCH", "/v1/networks/held", 422, **outside)
+
+
+async def test_dhcp_makes_the_bridge_the_name_server(manager: Manager, agent: AgentDouble) -> None:
+    await make(manager, name="lab", kind="isolated", cidr="192.168.9.0/24", dhcp=True)
+    spec = next(spec for spec in agent.networks[-1].networks if spec.name == "lab")
+    assert (spec.dhcp, spec.dns, spec.gateway) == (True, None, None)
+    await manager.create(name="one", nics=[{"network": "lab"}])
+    (nic,) = agent.puts[-1].nics
+    assert (nic.gateway, nic.dns) == (None, ["192.168.9.1"])
+    changed = await manager.http.patch("/v1/networks/lab?wait=ready", json={"dhcp": False})
+    assert changed.json()["item"]["dhcp"] is False
+    wan = {"name": "wan", "kind": "bridged", "uplink": "eth9", "cidr": "192.0.2.0/24"}
+    await make(manager, **wan)
+    assert "uplink" in await error_of(manager, "PATCH", "/v1/networks/wan", 409, dhcp=True)
+
+
 async def test_a_subnet_is_proposed_or_refused(manager: Manager) -> None:
     proposed = await make(manager, name="free")
     assert IPv4Network(proposed["cidr"]).subnet_of(subnets.POOL)
@@ -114,6 +156,13 @@ async def test_a_subnet_is_proposed_or_refused(manager: Manager) -> None:
         {"name": "x", "kind": "bridged"},
         {"name": "x", "kind": "bridged", "uplink": "a/b", "cidr": "10.0.0.0/24"},
         {"name": "x", "uplink": "eth1"},
+        {"name": "x", "kind": "bridged", "uplink": "a", "cidr": "10.0.0.0/24", "dhcp": True},
+        {"name": "x", "dhcp": "yes"},
+        {"name": "x", "reserved": ["10.0.0.9"]},
+        {"name": "x", "cidr": "10.0.0.0/24", "reserved": ["10.0.0.9-10.0.0.5"]},
+        {"name": "x", "cidr": "10.0.0.0/24", "reserved": ["10.0.1.9"]},
+        {"name": "x", "cidr": "10.0.0.0/24", "reserved": ["10.0.0.5-"]},
+        {"name": "x", "cidr": "10.0.0.0/24", "reserved": ["10.0.0.5"] * 65},
         {"name": "x", "dns": ["not an address"]},
         {"name": "x", "unknown": 1},
     ],

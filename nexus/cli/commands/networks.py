@@ -13,6 +13,12 @@ Network = Annotated[str, typer.Argument(help="A network's name or id.")]
 Dns = Annotated[
     list[str] | None, typer.Option("--dns", help="A name server for guests; repeatable.")
 ]
+Reserve = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reserve", help="Addresses for those who ask for them: A or A-B; repeatable, or none."
+    ),
+]
 
 
 @commands.command("ls")
@@ -47,6 +53,10 @@ def create_network(
         bool, typer.Option("--isolate-vms", help="Its VMs do not reach each other.")
     ] = False,
     dns: Dns = None,
+    dhcp: Annotated[
+        bool, typer.Option("--dhcp", help="Serve DHCP, and DNS names NAME.NETWORK.nexus.")
+    ] = False,
+    reserve: Reserve = None,
     output: Output = None,
 ) -> None:
     """Create a network and wait until the host has it.
@@ -65,6 +75,8 @@ def create_network(
             "uplink": uplink,
             "isolate_vms": isolate_vms,
             "dns": dns,
+            "dhcp": dhcp or None,
+            "reserved": networks.reserved(reserve),
         },
     )
 
@@ -88,6 +100,10 @@ def set_network(
         bool | None, typer.Option("--isolate-vms/--no-isolate-vms", help="Keep its VMs apart.")
     ] = None,
     dns: Dns = None,
+    dhcp: Annotated[
+        bool | None, typer.Option("--dhcp/--no-dhcp", help="Serve DHCP and DNS there.")
+    ] = None,
+    reserve: Reserve = None,
     output: Output = None,
 ) -> None:
     """Change options of a network; its VMs go on meanwhile.
@@ -96,7 +112,10 @@ def set_network(
     """
     from nexus.cli import networks
 
-    networks.change(session(context, output), name, {"isolate_vms": isolate_vms, "dns": dns})
+    change = {"isolate_vms": isolate_vms, "dns": dns, "dhcp": dhcp}
+    networks.change(
+        session(context, output), name, {**change, "reserved": networks.reserved(reserve)}
+    )
 
 
 @commands.command("rm")

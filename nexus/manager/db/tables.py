@@ -318,6 +318,8 @@ class NetworkRow(Base):
     isolate_vms: Mapped[bool] = mapped_column(default=False)
     dns: Mapped[list[str] | None] = mapped_column(Typed(list[str]))
     """None for the name servers of the host."""
+    dhcp: Mapped[bool] = mapped_column(default=False)
+    reserved: Mapped[list[str]] = mapped_column(Typed(list[str]), default=list)
     bridge: Mapped[str] = mapped_column(String(15))
     state: Mapped[NetworkState] = mapped_column(String(16))
     error: Mapped[NetworkError | None] = mapped_column(Typed(NetworkError))

@@ -166,5 +166,6 @@ def _spec(row: NetworkRow, host: HostRow) -> HostNetworkSpec:
         gateway=row.gateway,
         uplink=row.uplink,
         isolate_vms=row.isolate_vms,
-        dns=row.dns if row.dns is not None else host.network.dns,
+        dns=row.dns,
+        dhcp=row.dhcp,
     )

@@ -9,8 +9,21 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Created, Page
-from nexus.api.errors import InUse, NameTaken, NotFound, TimedOut
-from nexus.api.networks import Network, NetworkChange, NetworkCreate, NetworkMember
+from nexus.api.errors import (
+    InUse,
+    InvalidState,
+    NameTaken,
+    NotFound,
+    TimedOut,
+    ValidationFailed,
+)
+from nexus.api.networks import (
+    Network,
+    NetworkChange,
+    NetworkCreate,
+    NetworkMember,
+    ends_of,
+)
 from nexus.ids import new_id
 from nexus.manager import subnets
 from nexus.manager.db.session import Database
@@ -43,6 +56,7 @@ class Networks:
                     wanted = subnets.propose(network_id, [net for net, _ in taken])
                 elif request.kind != "bridged":
                     subnets.check_free(wanted, taken)
+                _check_reserved(request.reserved, wanted)
                 gateway = request.gateway
                 if request.kind == "nat":
                     gateway = str(wanted.network_address + 1)
@@ -56,6 +70,8 @@ class Networks:
                     uplink=request.uplink,
                     isolate_vms=request.isolate_vms,
                     dns=request.dns,
+                    dhcp=request.dhcp,
+                    reserved=request.reserved,
                     bridge="",
                     state="pending",
                     last_address=0,
@@ -72,16 +88,33 @@ class Networks:
         return to_network(row, 0)
 
     async def change(self, caller: Caller, ref: str, request: NetworkChange) -> Network:
-        """Changes options of a network; its VMs go on meanwhile. Raises NotFound, InvalidState."""
+        """Changes options of a network; its VMs go on meanwhile.
+
+        Raises NotFound, InvalidState or ValidationFailed.
+        """
         given = request.model_fields_set
         async with change(self.db, caller, "network.update", target=ref) as unit:
             row = await find(unit.session, caller.project, ref, lock=True)
             unit.target, unit.before = row.id, _facts(row)
+            before = _hosts_part(row)
             if request.isolate_vms is not None:
                 row.isolate_vms = request.isolate_vms
             if "dns" in given:
                 row.dns = request.dns
-            row.state, row.error, row.updated_at = "pending", None, unit.at
+            if request.dhcp is not None:
+                if request.dhcp and row.kind == "bridged":
+                    raise InvalidState(
+                        f"{row.name!r} is bridged: it has the DHCP of what is behind its uplink",
+                        suggestion="use a network of kind nat or isolated",
+                    )
+                row.dhcp = request.dhcp
+            if request.reserved is not None:
+                _check_reserved(request.reserved, IPv4Network(row.cidr))
+                row.reserved = request.reserved
+            if _hosts_part(row) != before:
+                # What hosts are not told of they do not answer for either.
+                row.state, row.error = "pending", None
+            row.updated_at = unit.at
             unit.after = _facts(row)
             vms = await _count(unit.session, row.id)
         self.push.hint()
@@ -181,6 +214,8 @@ def to_network(row: NetworkRow, vms: int) -> Network:
         uplink=row.uplink,
         isolate_vms=row.isolate_vms,
         dns=row.dns or [],
+        dhcp=row.dhcp,
+        reserved=row.reserved,
         bridge=row.bridge,
         vms=vms,
         created_at=row.created_at,
@@ -240,7 +275,24 @@ def _facts(row: NetworkRow) -> dict[str, object]:
         "uplink": row.uplink,
         "isolate_vms": row.isolate_vms,
         "dns": row.dns,
+        "dhcp": row.dhcp,
+        "reserved": row.reserved,
     }
+
+
+def _hosts_part(row: NetworkRow) -> tuple[object, ...]:
+    return (row.isolate_vms, row.dns, row.dhcp)
+
+
+def _check_reserved(ranges: Sequence[str], subnet: IPv4Network) -> None:
+    first, last = int(subnet.network_address), int(subnet.broadcast_address)
+    for text in ranges:
+        start, end = ends_of(text)
+        if start < first or end > last:
+            raise ValidationFailed(
+                f"reserved: {text} is not in {subnet}",
+                suggestion="reserve addresses of the network's own subnet",
+            )
 
 
 def _name_taken(name: str) -> NameTaken:

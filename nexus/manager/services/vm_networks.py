@@ -80,13 +80,14 @@ class AddressBook:
             pool.used.add(int(address))
             self.taken.append(IpAddressRow(network_id=row.id, address=int(address), vm_id=vm_id))
             leads_out = row.gateway is not None and not any(each.gateway for each in nics)
+            servers = _dns(row, host) if leads_out or row.dhcp else []
             nics.append(
                 StoredNic(
                     iface=f"eth{index}",
                     mac=ipam.mac_for(vm_id, f"eth{index}"),
                     ip=ipam.with_prefix(address, row.cidr),
                     gateway=row.gateway if leads_out else None,
-                    dns=_dns(row, host) if leads_out else [],
+                    dns=servers,
                     limits=devices.simplified(nic.limits),
                     network=row.name,
                     network_id=row.id,
@@ -117,7 +118,8 @@ async def _pool(session: AsyncSession, row: NetworkRow) -> _Pool:
     used = set(
         await session.scalars(select(IpAddressRow.address).where(IpAddressRow.network_id == row.id))
     )
-    return _Pool(row, used, ipam.free_addresses(row.cidr, row.gateway, used, row.last_address))
+    free = ipam.free_addresses(row.cidr, row.gateway, used, row.last_address, row.reserved)
+    return _Pool(row, used, free)
 
 
 def _next(pool: _Pool) -> IPv4Address:
@@ -143,4 +145,6 @@ def _fixed(pool: _Pool, text: str) -> IPv4Address:
 
 
 def _dns(row: NetworkRow, host: HostRow) -> list[str]:
+    if row.dhcp:
+        return [str(IPv4Network(row.cidr).network_address + 1)]
     return row.dns if row.dns is not None else host.network.dns
