@@ -51,6 +51,8 @@ class GuestDouble:
         self.pids: set[int] = set()
         """Programs that run at this moment."""
         self.connections = 0
+        self.identities: list[Fields] = []
+        """What it was told to become."""
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator["GuestDouble"]:
@@ -104,6 +106,9 @@ class _Operation:
                     await self.exec(fields)
                 case "health":
                     await self.health()
+                case "identify":
+                    self.guest.identities.append(fields)
+                    await self.send(RESULT, [("ok", "1")])
                 case "put":
                     await self.put(self.path(values), int(values["mode"], 8))
                 case "get":
@@ -135,7 +140,7 @@ class _Operation:
         await self.writer.drain()
 
     async def health(self) -> None:
-        said = [("version", "1"), ("hostname", "double"), ("uptime_s", "12.5"), ("ready", "1")]
+        said = [("version", "2"), ("hostname", "double"), ("uptime_s", "12.5"), ("ready", "1")]
         said += [("addr", "eth0,06:00:0a:4d:00:05,10.77.0.5/20")]
         said += [("addr", "eth0,06:00:0a:4d:00:05,fe80::1/64")]
         await self.send(RESULT, said)

@@ -8,6 +8,8 @@ Each takes the VM's vsock socket and raises
 - ``TimedOut`` when an answer does not come in time.
 """
 
+import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ from nexus.agent.guest_frames import (
     Frame,
     decode_fields,
 )
+from nexus.agent.guest_identity import ENTROPY_BYTES, GuestIdentity, request
 from nexus.api.errors import GuestFault, NotFound, TimedOut
 from nexus.api.guest import (
     ExecExit,
@@ -62,6 +65,37 @@ async def health(socket: Path) -> GuestInfo:
             ready=values.get("ready") == "1",
             addresses=[_address(value) for key, value in said if key == "addr"],
         )
+
+
+async def identify(socket: Path, identity: GuestIdentity) -> None:
+    """Makes a guest that was loaded from a snapshot somebody of its own; twice is once.
+
+    It also gets fresh entropy, and the present time where its clock is off. When this returns the
+    guest has its addresses and has told its neighbours. A ``GuestFault`` whose message begins with
+    ``unknown-op`` is an agent that is too old to know how; the guest is then who it was.
+    """
+    async with open_channel(socket) as channel:
+        entropy = os.urandom(ENTROPY_BYTES)
+        # The time is the last to be looked up: it passes while a connection is made.
+        time_ms = time.time_ns() // 1_000_000
+        await channel.request(request(identity, entropy=entropy, time_ms=time_ms))
+        try:
+            said = _fields(await _answer(channel))
+        except GuestFault as error:
+            if (error.fault_message or "").startswith("unknown-op:"):
+                raise _too_old(error) from error
+            raise
+    if dict(said).get("ok") != "1":
+        raise nonsense("an identity that was neither taken nor refused")
+
+
+def _too_old(error: GuestFault) -> GuestFault:
+    return GuestFault(
+        "the guest's agent is too old to take an identity of its own",
+        fault_message=error.fault_message,
+        suggestion="build the image again and take the snapshot anew; until then a boot from the "
+        "disk gives the guest its name and addresses: nexus reboot NAME",
+    )
 
 
 async def stat(socket: Path, path: str) -> GuestFile:

@@ -2,6 +2,7 @@
 
 import hashlib
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from nexus.agent import guest
 from nexus.agent.guest_frames import FAILED, OUTPUT, RESULT, Frame, encode_fields
+from nexus.agent.guest_identity import GuestIdentity, GuestNic
 from nexus.api.errors import (
     GuestAgentMissing,
     GuestFault,
@@ -176,8 +178,52 @@ async def test_a_refused_upload_says_why_however_much_is_sent(double: GuestDoubl
 
 async def test_the_guest_tells_of_itself(double: GuestDouble) -> None:
     info = await guest.health(double.socket)
-    assert (info.version, info.hostname, info.ready) == (1, "double", True)
+    assert (info.version, info.hostname, info.ready) == (2, "double", True)
     assert [address.ip for address in info.addresses] == ["10.77.0.5/20", "fe80::1/64"]
+
+
+async def test_a_guest_is_told_who_it_is(double: GuestDouble) -> None:
+    nic = GuestNic("06:00:00:00:00:01", "06:00:00:00:00:02", "10.77.0.9/20", "10.77.0.1")
+    apart = GuestNic("06:00:00:00:01:01", "06:00:00:00:01:02", "10.99.0.9/24")
+    identity = GuestIdentity("name", "ab" * 16, (nic, apart), ("10.77.0.1", "9.9.9.9"))
+    before_ms = time.time_ns() // 1_000_000
+    await guest.identify(double.socket, identity)
+    await guest.identify(double.socket, GuestIdentity())
+    told, bare = double.identities
+    fresh, now_ms = dict(told)["entropy"], int(dict(told)["time_ms"])
+    assert [(key, value) for key, value in told if key not in ("entropy", "time_ms")] == [
+        ("op", "identify"),
+        ("hostname", "name"),
+        ("machine_id", "ab" * 16),
+        ("nic", "06:00:00:00:00:01,06:00:00:00:00:02,10.77.0.9/20,10.77.0.1"),
+        ("nic", "06:00:00:00:01:01,06:00:00:00:01:02,10.99.0.9/24,"),
+        ("dns", "10.77.0.1"),
+        ("dns", "9.9.9.9"),
+    ]
+    assert before_ms <= now_ms <= time.time_ns() // 1_000_000
+    assert len(bytes.fromhex(fresh)) == 64
+    assert dict(bare).keys() == {"op", "entropy", "time_ms"}
+    assert dict(bare)["entropy"] != fresh
+
+
+async def test_a_guest_that_cannot_become_another_says_why(double: GuestDouble) -> None:
+    said = {
+        "unknown-op": "too old",
+        "no-such-nic": "no network interface",
+        "EINVAL": "refused",
+    }
+    for code, text in said.items():
+        fields = [("code", code), ("message", "no network interface has the address")]
+        double.answers = [Frame(FAILED, encode_fields(fields)).encode()]
+        with pytest.raises(GuestFault, match=text) as refused:
+            await guest.identify(double.socket, GuestIdentity("name"))
+        assert (refused.value.fault_message or "").startswith(f"{code}:")
+    double.answers = [Frame(RESULT).encode()]
+    with pytest.raises(GuestFault, match="not understood"):
+        await guest.identify(double.socket, GuestIdentity("name"))
+    double.silent = True
+    with pytest.raises(GuestAgentMissing):
+        await guest.identify(double.socket, GuestIdentity("name"))
 
 
 async def test_nobody_in_the_guest_answers(double: GuestDouble, tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 
 from nexus.agent import guest
 from nexus.agent.guest_frames import OUTPUT
+from nexus.agent.guest_identity import GuestIdentity, GuestNic
 from nexus.api.errors import GuestAgentMissing, GuestFault, NotFound
 from nexus.api.guest import ExecExit, ExecStart
+from tests.guest.cell import Cell
 from tests.guest.port import Port
 
 pytestmark = pytest.mark.anyio
@@ -92,7 +94,27 @@ async def test_files(vsock: Path, tmp_path: Path) -> None:
 
 async def test_health(vsock: Path) -> None:
     said = await guest.health(vsock)
-    assert (said.version, said.ready, said.hostname) == (1, True, os.uname().nodename)
+    assert (said.version, said.ready, said.hostname) == (2, True, os.uname().nodename)
+
+
+@pytest.mark.root
+async def test_a_guest_becomes_somebody_else(port: Port, guest_agent: Path, tmp_path: Path) -> None:
+    cell = Cell(guest_agent, tmp_path)
+    cell.pid = port.start_agent(*cell.command).pid
+    await guest.health(port.path)  # from here on it is in a network of its own
+    old, new = "06:00:00:00:00:01", "06:00:00:00:00:02"
+    cell.ip("link", "add", "eth0", "address", old, "type", "veth", "peer", "name", "other")
+    cell.ip("link", "set", "other", "up")
+    nic = GuestNic(old, new, "10.77.0.9/20", "10.77.0.1")
+    for _ in range(2):
+        await guest.identify(port.path, GuestIdentity("clone", "ab" * 16, (nic,), ("10.77.0.1",)))
+    said = await guest.health(port.path)
+    assert said.hostname == "clone"
+    assert [(a.mac, a.ip) for a in said.addresses if ":" not in a.ip] == [(new, "10.77.0.9/20")]
+    assert cell.text("etc/machine-id") == "ab" * 16 + "\n"
+    absent = GuestNic("06:00:00:00:00:77", "06:00:00:00:00:78", "10.77.0.9/20")
+    with pytest.raises(GuestFault, match="no network interface"):
+        await guest.identify(port.path, GuestIdentity(nics=(absent,)))
 
 
 async def test_a_guest_without_an_agent_is_said_to_have_none(port: Port) -> None:

@@ -48,10 +48,10 @@ class Port:
         os.write(self._write, b"c")
         assert done.wait(DEADLINE_S)
 
-    def start_agent(self, binary: Path) -> "subprocess.Popen[bytes]":
+    def start_agent(self, *command: str | Path) -> "subprocess.Popen[bytes]":
         """The guest's agent opens the port."""
         fd = self.guest.fileno()
-        agent = subprocess.Popen([binary, "--port", str(fd)], pass_fds=[fd])
+        agent = subprocess.Popen([*command, "--port", str(fd)], pass_fds=[fd])
         self._agents.append(agent)
         self.do(lambda: self.device.port_changed(is_open=True))
         return agent

@@ -159,6 +159,13 @@ def ask(talk: Talk, op: str, **fields: object) -> Fields:
         return talk.answer()
 
 
+def identify(talk: Talk, *fields: tuple[str, object]) -> Fields:
+    """The operation whose fields repeat; raises Failed."""
+    with talk:
+        talk.ask(("op", "identify"), *fields)
+        return talk.answer()
+
+
 def listing(talk: Talk, path: str) -> list[str]:
     with talk:
         talk.ask(("op", "list"), ("path", path))

@@ -133,7 +133,7 @@ def test_mkdir_makes_a_folder_once(talk: Connect, tmp_path: Path) -> None:
 
 def test_health_names_the_guest(talk: Connect) -> None:
     said = dict(ask(talk(), "health"))
-    assert (said["version"], said["hostname"], said["ready"]) == ("1", socket.gethostname(), "1")
+    assert (said["version"], said["hostname"], said["ready"]) == ("2", socket.gethostname(), "1")
     assert int(said["uptime_s"]) > 0
 
 

@@ -63,7 +63,7 @@ Connect = Callable[[], Talk]
 
 def test_a_guest_that_says_it_is_ready_can_be_called(talk: Connect) -> None:
     said = dict(ask(talk(), "health"))
-    assert (said["version"], said["hostname"], said["ready"]) == ("1", "guest", "1")
+    assert (said["version"], said["hostname"], said["ready"]) == ("2", "guest", "1")
     assert int(said["uptime_s"]) > 0
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.guest.speaking import connect, identify, run
 from tests.parts import LinuxImages
 from tests.qemu.vmm import READY, Vmm, copy_all, ended, fetch, ip, write_config
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
-HOST, GUEST = "172.31.7.1", "172.31.7.2"
+HOST, GUEST, CLONE = "172.31.7.1", "172.31.7.2", "172.31.7.3"
+VSOCK = {"guest_cid": 3, "uds_path": "v.sock"}
 Start = Callable[..., Vmm]
 
 
@@ -53,10 +55,10 @@ def test_a_life_with_network_console_snapshot_and_clone(
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
-    write_config(here, linux_images, tap=taps[0], address=GUEST)
+    write_config(here, linux_images, tap=taps[0], address=GUEST, vsock=VSOCK)
     vmm = start(here, "--api-sock", "api.sock", "--config-file", "vmm.json")
     vmm.wait_console(READY)
-    assert "guest" in fetch(GUEST)
+    assert fetch(GUEST) == "guest\n"
     vmm.type("echo an''swer")
     vmm.wait_console(b"\nanswer")
 
@@ -90,6 +92,34 @@ def test_a_life_with_network_console_snapshot_and_clone(
     while int(fetch(GUEST, "/count")) < max(first, counted) + 2:
         pass
     assert digest(there / "mem") == before
+    become_another(there / "v.sock")
+
+
+def become_another(vsock: Path) -> None:
+    """The clone has its source's identity until it is told its own; it needs no reboot for that."""
+    fields = [
+        ("hostname", "clone"),
+        ("machine_id", "ab" * 16),
+        ("nic", f"06:00:00:00:00:01,06:00:00:00:00:02,{CLONE}/24,"),
+        ("dns", HOST),
+        ("entropy", os.urandom(64).hex()),
+        ("time_ms", 2_000_000_000_000),
+    ]
+    for _ in range(2):
+        identify(connect(vsock), *fields)
+    counted = int(fetch(CLONE, "/count"))
+    while int(fetch(CLONE, "/count")) <= counted:
+        pass
+    assert fetch(CLONE) == "clone\n"
+    said = run(
+        connect(vsock), "sh", "-c", "hostname; cat /etc/resolv.conf /etc/machine-id; date +%s"
+    )
+    name, servers, machine_id, now = said.out.decode().splitlines()
+    assert (name, servers, machine_id) == ("clone", f"nameserver {HOST}", "ab" * 16)
+    assert 2_000_000_000 <= int(now) < 2_000_000_600
+    told = run(connect(vsock), "sh", "-c", "ip -o -4 addr show; cat /sys/class/net/eth0/address")
+    assert (GUEST.encode() + b"/") not in told.out
+    assert told.out.endswith(b"06:00:00:00:00:02\n")
 
 
 def fetch_while_running(vmm: Vmm) -> str:

@@ -12,6 +12,7 @@
 #include "files.h"
 #include "frame.h"
 #include "health.h"
+#include "identity.h"
 #include "request.h"
 
 #define REQUEST_S 10
@@ -36,6 +37,10 @@ static void work(const struct request *request, int connection) {
     }
     if (strcmp(request->op, "health") == 0) {
         health_report(connection);
+        return;
+    }
+    if (strcmp(request->op, "identify") == 0) {
+        identity_take(request, connection);
         return;
     }
     for (size_t at = 0; at < sizeof files / sizeof *files; at++)

@@ -13,6 +13,9 @@
 
 #include "answer.h"
 
+/* 2: it knows identify. */
+#define AGENT_VERSION "2"
+
 static void mac_of(const struct ifaddrs *all, const char *name, char *text, size_t size) {
     text[0] = 0;
     for (const struct ifaddrs *at = all; at != NULL; at = at->ifa_next) {
@@ -67,7 +70,7 @@ void health_report(int connection) {
     struct sysinfo machine = {0};
     gethostname(hostname, sizeof hostname - 1);
     sysinfo(&machine);
-    answer_add(&answer, "version", "1");
+    answer_add(&answer, "version", AGENT_VERSION);
     answer_add(&answer, "hostname", "%s", hostname);
     answer_add(&answer, "uptime_s", "%ld", machine.uptime);
     struct ifaddrs *all = NULL;

@@ -1,4 +1,4 @@
-/* The agent in a guest: serves the host's exec, cp and health (docs/guest-agent.md).
+/* The agent in a guest: serves the host's exec, cp, health and identify (docs/guest-agent.md).
  *
  *   nexus-guest-agent               finds its channel, returns when it can be called, and serves on
  *                                   in the background

@@ -31,12 +31,34 @@ static const char *variable(char *value, char **out) {
 }
 
 struct lists {
-    size_t args, env;
+    size_t args, env, nics, dns;
 };
+
+/* The fields of identify, whose values are checked where they are used. */
+static bool take_identity(const char *key, char *value, struct request *request,
+                          struct lists *lists) {
+    if (strcmp(key, "hostname") == 0)
+        request->hostname = value;
+    else if (strcmp(key, "machine_id") == 0)
+        request->machine_id = value;
+    else if (strcmp(key, "entropy") == 0)
+        request->entropy = value;
+    else if (strcmp(key, "time_ms") == 0)
+        request->time_ms = value;
+    else if (strcmp(key, "nic") == 0)
+        request->nics[lists->nics++] = value;
+    else if (strcmp(key, "dns") == 0)
+        request->dns[lists->dns++] = value;
+    else
+        return false;
+    return true;
+}
 
 static const char *take(const char *key, char *value, struct request *request,
                         struct lists *lists) {
     unsigned long parsed;
+    if (take_identity(key, value, request, lists))
+        return NULL;
     if (strcmp(key, "op") == 0)
         request->op = value;
     else if (strcmp(key, "arg") == 0)
@@ -74,14 +96,17 @@ static size_t count_fields(const char *payload, size_t length) {
 
 const char *request_parse(char *payload, size_t length, struct request *request) {
     size_t fields = count_fields(payload, length);
-    struct lists lists = {0, 0};
+    struct lists lists = {0};
     *request = (struct request){
         .mode = 0644,
         .user = "root",
         .args = calloc(fields + 1, sizeof(char *)),
         .env = calloc(fields + 1, sizeof(char *)),
+        .nics = calloc(fields + 1, sizeof(char *)),
+        .dns = calloc(fields + 1, sizeof(char *)),
     };
-    if (request->args == NULL || request->env == NULL)
+    if (request->args == NULL || request->env == NULL || request->nics == NULL ||
+        request->dns == NULL)
         return "no memory";
     for (char *field = payload; field < payload + length; field += strlen(field) + 1) {
         char *equals = strchr(field, '=');

@@ -17,6 +17,13 @@ struct request {
     const char *user;
     bool tty;
     unsigned short rows, cols;
+    /* identify: what was not given is NULL; both lists end with NULL */
+    const char *hostname;
+    const char *machine_id;
+    const char *entropy;
+    const char *time_ms;
+    char **nics;
+    char **dns;
 };
 
 /* Reads a payload that is followed by a zero byte; the request points into it. NULL, or what is
