@@ -27,6 +27,7 @@ from nexus.api.devices import (
 )
 from nexus.api.endings import Deadline, LastExit, RestartPolicy, Ttl_s
 from nexus.api.images import ImageKind
+from nexus.api.origins import Identity
 
 VmState = Literal[
     "requested",
@@ -89,6 +90,8 @@ class VmCreate(Wire):
     )
     balloon: Balloon | None = None
     """A VM gets a balloon when it is made, or never."""
+    track_dirty_pages: Annotated[bool, Field(strict=True)] = False
+    """Lets diff snapshots be taken of it, which costs its guest a little."""
 
 
 class VmUpdate(Wire):
@@ -148,6 +151,16 @@ class VmDrive(Wire):
     """The volume that it is, if it is one."""
 
 
+class VmOrigin(Wire):
+    """The snapshot that a VM was loaded from."""
+
+    snapshot: Uuid
+    name: str
+    """What it was called then; it may be gone."""
+    boot: int
+    """The boot that was loaded; a later one began with the kernel again."""
+
+
 class VmError(Wire):
     """Why a VM is in ``error``."""
 
@@ -198,6 +211,12 @@ class Vm(Wire):
     last_exit: LastExit | None = None
     expires_at: Timestamp | None = None
     """When the VM is ended and deleted; null is never."""
+    track_dirty_pages: bool = False
+    origin: VmOrigin | None = None
+    """The snapshot that it was loaded from, if it was."""
+    identity: Identity | None = None
+    """Whether the guest of a loaded VM has taken its own name, addresses and entropy; null for a
+    boot that began with the kernel."""
 
 
 class VmEvent(Wire):

@@ -17,11 +17,14 @@ from nexus.api.guest import GuestEntry, GuestFile, GuestInfo, Written
 from nexus.api.hosts import Capacity, Inventory
 from nexus.api.machines import AgentEvent, Machine, MachineStatus
 from nexus.api.networks import HostNetworks, HostNetworksStatus
+from nexus.api.snapshots import HostSnapshot, SnapshotOrder
 from nexus.api.vms import LogChunk, LogSource
 from nexus.manager.agent_http import FAILURES, AgentHttp, Answer, lines, unreachable
 
 ANSWER_TIMEOUT_S = 45.0
 """A PUT or DELETE answers within 30 s."""
+CAPTURE_TIMEOUT_S = 900.0
+"""A snapshot writes a VM's memory, copies its disks and hashes both."""
 LOOK_TIMEOUT_S = 5.0
 """For questions that need no work: inventory, health, capacity."""
 STALL_TIMEOUT_S = 90.0
@@ -74,6 +77,26 @@ class Agent:
     async def delete_volume(self, volume_id: str) -> None:
         """Removes a volume's file, if there is one. Raises NexusError 409 while a VM has it."""
         await self._ask("DELETE", f"/agent/v1/volumes/{volume_id}")
+
+    async def put_snapshot(self, order: SnapshotOrder) -> HostSnapshot:
+        """Has the agent take a snapshot, or tell of it if it has it; answers when it is whole."""
+        answer = await self._ask(
+            "PUT",
+            f"/agent/v1/snapshots/{order.id}",
+            content=order.model_dump_json().encode(),
+            headers={"content-type": "application/json"},
+            timeout_s=CAPTURE_TIMEOUT_S,
+        )
+        return self._read(HostSnapshot, answer)
+
+    async def get_snapshot(self, snapshot_id: str) -> HostSnapshot:
+        """Raises NexusError 404 when the agent holds none."""
+        path = f"/agent/v1/snapshots/{snapshot_id}"
+        return self._read(HostSnapshot, await self._ask("GET", path))
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        """Removes a snapshot's files. Raises NexusError 409 while a diff on top needs them."""
+        await self._ask("DELETE", f"/agent/v1/snapshots/{snapshot_id}")
 
     async def list_vms(self) -> list[MachineStatus]:
         """Every machine the agent holds."""

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from nexus.api.endings import FAILURES, LastExit
 from nexus.api.errors import InvalidState
 from nexus.api.machines import MachineStatus
+from nexus.api.origins import Identity
 from nexus.api.vms import VmState
 from nexus.manager.db.tables import WantedPower
 
@@ -82,6 +83,17 @@ def _reboot(vm: Situation) -> Wanted | None:
             suggestion=f"nexus start {vm.name}",
         )
     return Wanted("running", vm.boot + 1, "requested" if vm.state == "error" else "stopping")
+
+
+def restore(vm: Situation, power: Literal["running", "paused"]) -> Wanted:
+    """What loading one of its snapshots makes of a VM: another boot, whatever it does now.
+
+    Raises InvalidState for one that is on its way out, or on a host that does not answer.
+    """
+    if vm.power == "deleted" or vm.state == "unknown":
+        decide("start", vm)  # says why not
+    ends = vm.state in ("running", "paused", "stopping")
+    return Wanted(power, vm.boot + 1, "stopping" if ends else "requested")
 
 
 def _stopping(vm: Situation) -> InvalidState:
@@ -213,6 +225,29 @@ def restarted(status: MachineStatus) -> tuple[str, str]:
     """The event for a boot that its restart policy started again."""
     times = "once" if status.restarts == 1 else f"{status.restarts} times"
     return ("restarted", f"started again by its restart policy, {times} since its last start")
+
+
+def identity_changed(known: Identity | None, said: Identity) -> bool:
+    """Whether it is news how the guest of a loaded VM came by its own identity, or did not."""
+    if said.state == "pending":
+        return False
+    return known is None or (known.state, known.at) != (said.state, said.at)
+
+
+def identified(identity: Identity) -> tuple[str, str]:
+    """The event's word and sentence for that."""
+    match identity.state:
+        case "applied":
+            return ("identified", "the guest has its own name, addresses and entropy")
+        case "absent":
+            return (
+                "identity_absent",
+                "no agent in the guest answers: it still has the name and addresses of the VM "
+                "that its snapshot was taken of",
+            )
+        case _:
+            said = f": {identity.message}" if identity.message else ""
+            return ("identity_failed", f"the guest did not take its own name and addresses{said}")
 
 
 def reason_for(before: VmState, after: VmState, status: MachineStatus) -> tuple[str, str]:

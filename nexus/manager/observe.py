@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.machines import Blob, Machine, MachineNic, MachineStatus
+from nexus.api.origins import Origin
 from nexus.api.vms import VmError, VmState
 from nexus.manager import devices, lifecycle
 from nexus.manager.db.columns import StoredImage
@@ -52,6 +53,8 @@ def machine_of(row: VmRow) -> Machine:
         stop_timeout_s=row.stop_timeout_s,
         restart_policy=row.restart_policy,
         expires_at=row.expires_at,
+        origin=Origin(snapshot=row.origin.id, boot=row.origin.boot) if row.origin else None,
+        track_dirty_pages=row.track_dirty_pages,
     )
 
 
@@ -96,6 +99,7 @@ def apply(
         row.configured_at is None or status.configured_at > row.configured_at
     )
     refused_before = row.devices_error
+    known_as = row.identity
     ended_unseen = lifecycle.went_by(status, row.last_exit, after)
     _copy(row, status)
     if newly_configured and status.configured_at and after != "configured":
@@ -127,6 +131,9 @@ def apply(
     elif refused_before is not None and status.devices_applied and after in ("running", "paused"):
         said = "the VMM has taken what is wanted of its devices"
         _event(session, caller, row, now, after, "devices_applied", said)
+    if status.identity is not None and lifecycle.identity_changed(known_as, status.identity):
+        _event(session, SYSTEM, row, now, after, *lifecycle.identified(status.identity))
+        row.updated_at = now
     error = _error(status) if after == "error" else None
     if after != before or row.error != error:
         row.updated_at = now
@@ -208,6 +215,7 @@ def _copy(row: VmRow, status: MachineStatus) -> None:
     row.restarts, row.restart_at = status.restarts, status.restart_at
     row.last_exit = status.last_exit
     row.devices_error = status.devices_error
+    row.identity = status.identity
 
 
 def _moment(status: MachineStatus, state: VmState, now: datetime) -> datetime:

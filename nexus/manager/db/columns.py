@@ -10,7 +10,8 @@ from sqlalchemy import JSON, DateTime, Dialect
 from sqlalchemy.types import TypeDecorator
 
 from nexus.api.common import Wire
-from nexus.api.devices import DriveLimits, NicLimits
+from nexus.api.devices import ROOT_DRIVE, Balloon, DriveLimits, NicCreate, NicLimits
+from nexus.api.endings import RestartPolicy
 from nexus.api.networks import DEFAULT_NETWORK
 from nexus.api.vms import VmImage, VmVolume
 
@@ -109,3 +110,52 @@ class StoredDrive(Wire):
             return 0
         of_image = -(-self.image.size_bytes // MIB) if self.image is not None else 0
         return self.size_mib or of_image
+
+
+class StoredOrigin(Wire):
+    """The snapshot that a boot of a VM is loaded from."""
+
+    id: str
+    name: str
+    """What the snapshot was called then."""
+    boot: int
+    """The boot that is loaded; later ones begin with the kernel again."""
+
+
+class Blueprint(Wire):
+    """What VMs alike are made of: all but their names, hosts, addresses and deadlines."""
+
+    vcpu: int
+    mem_mib: int
+    kernel: StoredImage
+    initrd: StoredImage | None
+    rootfs: StoredImage | None
+    kernel_args: str | None
+    rootfs_size_mib: int | None
+    rootfs_limits: DriveLimits | None
+    drives: list[StoredDrive]
+    nics: list[NicCreate]
+    balloon: Balloon | None
+    tags: dict[str, str]
+    user_data: str | None
+    ssh_keys: list[str]
+    restart_policy: RestartPolicy
+    track_dirty_pages: bool = False
+
+    @property
+    def root(self) -> StoredDrive | None:
+        """The root disk as one of the drives."""
+        if self.rootfs is None:
+            return None
+        return StoredDrive(
+            name=ROOT_DRIVE,
+            size_mib=self.rootfs_size_mib,
+            image=self.rootfs,
+            read_only=False,
+            limits=self.rootfs_limits,
+        )
+
+    @property
+    def every_drive(self) -> list[StoredDrive]:
+        """The root disk as well, if there is one."""
+        return [*self.drives, self.root] if self.root is not None else self.drives

@@ -1,7 +1,7 @@
 """The tables. Desired and observed state stand side by side in each row."""
 
 from datetime import datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import (
     BigInteger,
@@ -16,6 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
     delete,
     event,
+    false,
     insert,
     inspect,
     text,
@@ -34,9 +35,20 @@ from nexus.api.images import (
     ImageRecipe,
 )
 from nexus.api.networks import NetworkError, NetworkKind, NetworkState, Protocol
+from nexus.api.origins import Identity
 from nexus.api.quotas import Quota
+from nexus.api.snapshots import HostSnapshot, SnapshotKind
+from nexus.api.vm_snapshots import SnapshotError, SnapshotState
 from nexus.api.vms import VmError, VmState
-from nexus.manager.db.columns import StoredDrive, StoredImage, StoredNic, Typed, UtcDateTime
+from nexus.manager.db.columns import (
+    Blueprint,
+    StoredDrive,
+    StoredImage,
+    StoredNic,
+    StoredOrigin,
+    Typed,
+    UtcDateTime,
+)
 
 WantedPower = Literal["running", "paused", "stopped", "deleted"]
 RoleName = Literal["viewer", "operator", "admin"]
@@ -59,6 +71,9 @@ class Base(DeclarativeBase):
 
 class Leased:
     """A row that background work takes with a lease. See docs/pipelines.md."""
+
+    if TYPE_CHECKING:
+        id: Mapped[str]
 
     lease_owner: Mapped[str | None] = mapped_column(String(36))
     lease_token: Mapped[str | None] = mapped_column(String(36))
@@ -247,6 +262,20 @@ class VmRow(Leased, Base):
     devices_error: Mapped[VmError | None] = mapped_column(Typed(VmError))
     """Why the VMM that runs did not take what is wanted of its devices."""
 
+    track_dirty_pages: Mapped[bool] = mapped_column(default=False, server_default=false())
+    origin_id: Mapped[str | None] = mapped_column(String(36), index=True)
+    """The snapshot that boot ``origin_boot`` is loaded from; it may be gone since."""
+    origin_name: Mapped[str | None] = mapped_column(String(63))
+    origin_boot: Mapped[int | None] = mapped_column(Integer)
+    identity: Mapped[Identity | None] = mapped_column(Typed(Identity))
+    """Whether the guest of a loaded VM has taken its own name, addresses and entropy."""
+
+    @property
+    def origin(self) -> StoredOrigin | None:
+        if self.origin_id is None or self.origin_name is None or self.origin_boot is None:
+            return None
+        return StoredOrigin(id=self.origin_id, name=self.origin_name, boot=self.origin_boot)
+
     @property
     def root(self) -> StoredDrive | None:
         """The root disk as one of the VM's drives."""
@@ -358,6 +387,65 @@ class QuotaRow(Base):
 
     project: Mapped[str] = mapped_column(String(63), primary_key=True)
     limits: Mapped[Quota] = mapped_column(Typed(Quota))
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class SnapshotRow(Leased, Base):
+    """A snapshot of a VM. It outlives the VM: everything that clones are made of is in it."""
+
+    __tablename__ = "snapshots"
+    __table_args__ = (
+        UniqueConstraint("project", "name"),
+        Index(
+            "uq_snapshots_capturing",
+            "vm_id",
+            unique=True,
+            sqlite_where=text("state = 'requested'"),
+            postgresql_where=text("state = 'requested'"),
+        ),
+        Index("ix_snapshots_vm", "vm_id", "id"),
+        Index("ix_snapshots_state", "state", "next_attempt_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), default="default")
+    name: Mapped[str] = mapped_column(String(63))
+    vm_id: Mapped[str | None] = mapped_column(String(36))
+    """The VM it was taken of; no foreign key, because that may be gone. None when imported."""
+    vm_name: Mapped[str] = mapped_column(String(63))
+    host_id: Mapped[str] = mapped_column(ForeignKey("hosts.id"), index=True)
+    engine: Mapped[Engine] = mapped_column(String(16))
+    kind: Mapped[SnapshotKind] = mapped_column(String(8))
+    parent_id: Mapped[str | None] = mapped_column(String(36), index=True)
+    """The snapshot that a diff was taken after."""
+    needs_parent: Mapped[bool] = mapped_column(default=False)
+    """Whether it is only the difference still: hosts merge chains in the background."""
+    state: Mapped[SnapshotState] = mapped_column(String(16))
+    error: Mapped[SnapshotError | None] = mapped_column(Typed(SnapshotError))
+    blueprint: Mapped[Blueprint] = mapped_column(Typed(Blueprint))
+    held: Mapped[HostSnapshot | None] = mapped_column(Typed(HostSnapshot))
+    """What the host says of it once it is captured."""
+    scheduled: Mapped[bool] = mapped_column(default=False)
+    """Whether its VM's schedule made it, and may prune it."""
+    wanted_by: Mapped[str] = mapped_column(String(128))
+    wanted_in: Mapped[str | None] = mapped_column(String(128))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class SnapshotScheduleRow(Base):
+    """When snapshots of a VM are taken by themselves, and how many of them are kept."""
+
+    __tablename__ = "snapshot_schedules"
+
+    vm_id: Mapped[str] = mapped_column(ForeignKey("vms.id", ondelete="CASCADE"), primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), default="default")
+    every_s: Mapped[int] = mapped_column(Integer)
+    keep: Mapped[int] = mapped_column(Integer)
+    next_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    last_error: Mapped[str | None] = mapped_column(Text)
+    """Why the last one that was due was not taken."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 

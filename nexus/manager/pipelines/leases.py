@@ -11,24 +11,22 @@ from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.ids import new_id
-from nexus.manager.db.tables import ImageBuildRow, VmRow
+from nexus.manager.db.tables import Leased
 
 LEASE_S = 30.0
 """How long a lease holds without renewal: how long a killed manager's work rests."""
 RENEW_S = 10.0
 
-Row = TypeVar("Row", VmRow, ImageBuildRow)
-OnTokens = Callable[
-    [AsyncSession, type[VmRow] | type[ImageBuildRow], Iterable[str], datetime], Awaitable[None]
-]
+Row = TypeVar("Row", bound=Leased)
+OnTokens = Callable[[AsyncSession, type[Leased], Iterable[str], datetime], Awaitable[None]]
 
 
-def is_free(row: VmRow | ImageBuildRow, now: datetime) -> bool:
+def is_free(row: Leased, now: datetime) -> bool:
     """Whether nobody holds the row."""
     return row.lease_expires_at is None or row.lease_expires_at <= now
 
 
-def take(row: VmRow | ImageBuildRow, owner: str, now: datetime) -> str:
+def take(row: Leased, owner: str, now: datetime) -> str:
     """Puts ``owner``'s lease on a row that the session has locked, and returns its token."""
     row.lease_owner = owner
     row.lease_token = new_id()
@@ -36,7 +34,7 @@ def take(row: VmRow | ImageBuildRow, owner: str, now: datetime) -> str:
     return row.lease_token
 
 
-def release(row: VmRow | ImageBuildRow) -> None:
+def release(row: Leased) -> None:
     """Gives the row back."""
     row.lease_owner = row.lease_token = row.lease_expires_at = None
 
@@ -68,7 +66,7 @@ async def claim(
 
 
 def _due(
-    table: type[VmRow] | type[ImageBuildRow], needs_work: ColumnElement[bool], now: datetime
+    table: type[Leased], needs_work: ColumnElement[bool], now: datetime
 ) -> ColumnElement[bool]:
     return and_(
         needs_work,
@@ -93,7 +91,7 @@ async def any_due(
 
 async def renew(
     session: AsyncSession,
-    table: type[VmRow] | type[ImageBuildRow],
+    table: type[Leased],
     tokens: Iterable[str],
     now: datetime,
 ) -> None:
@@ -107,7 +105,7 @@ async def renew(
 
 async def give_back(
     session: AsyncSession,
-    table: type[VmRow] | type[ImageBuildRow],
+    table: type[Leased],
     tokens: Iterable[str],
     now: datetime,
 ) -> None:

@@ -1,34 +1,60 @@
 """Making VMs: one, or many alike, with everything decided in one transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from nexus.api.common import Created, CreatedMany
+from nexus.api.common import Created, CreatedMany, Wire
 from nexus.api.errors import Conflict, NameTaken, ValidationFailed
 from nexus.api.quotas import Resources
+from nexus.api.vm_snapshots import SnapshotClone
 from nexus.api.vms import Vm, VmCreate
 from nexus.ids import new_id
 from nexus.manager import devices, scheduler
 from nexus.manager.config import Settings
-from nexus.manager.db.columns import StoredDrive
+from nexus.manager.db.columns import Blueprint, StoredOrigin
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, VmRow
+from nexus.manager.db.tables import HostRow, VmRow, VolumeRow, WantedPower
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.services import quotas, volumes
 from nexus.manager.services.hosts import is_healthy
 from nexus.manager.services.vm_expiry import deadline
-from nexus.manager.services.vm_images import VmImages, choose
+from nexus.manager.services.vm_images import choose
 from nexus.manager.services.vm_networks import AddressBook
 from nexus.manager.services.vms import to_vm
 from nexus.manager.uow import Caller, UnitOfWork, change
 
 LONGEST_NAME = 63
 _ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """VMs to be made of one blueprint, all of them or none."""
+
+    blueprint: Blueprint
+    names: Sequence[str | None]
+    """One for each VM; None is a name to be made up."""
+    power: WantedPower
+    boot: int
+    expires_at: datetime | None = None
+    host_id: str | None = None
+    """The only host that they may be on."""
+    volumes: Sequence[VolumeRow] = ()
+    """Locked; they become the first VM's."""
+    origin: StoredOrigin | None = None
+    """The snapshot that their first boot is loaded from."""
+    because: str = "requested"
+    """How the story of each begins."""
+
+
+Draw = Callable[[UnitOfWork], Awaitable[Order]]
+"""Says in the transaction itself what is to be made, with everything looked up and locked."""
 
 
 class VmCreation:
@@ -51,13 +77,31 @@ class VmCreation:
         devices.check(request)
         deadline(datetime.now(UTC), request.ttl, request.expires_at)
         names = names_of(request)
+
+        async def draw(unit: UnitOfWork) -> Order:
+            return await _order_of(unit, request, names)
+
+        return await self.make(caller, "vm.create", draw, lambda vms: created(request, vms))
+
+    async def make(
+        self, caller: Caller, action: str, draw: Draw, answer: Callable[[list[Vm]], Wire]
+    ) -> list[Vm]:
+        """Makes the VMs of an order. ``draw`` may be asked again when an address was taken
+        meanwhile; ``answer`` is what the request answers with them.
+
+        Raises what ``draw`` raises, NoCapacity, AddressPoolExhausted, NameTaken or Conflict.
+        """
+        names: Sequence[str | None] = ()
         for _ in range(_ATTEMPTS):
             try:
-                async with change(self.db, caller, "vm.create") as unit:
-                    rows = await self._create(unit, request, names)
+                async with change(self.db, caller, action) as unit:
+                    order = await draw(unit)
+                    names = order.names
+                    rows = await self._make(unit, order)
+                    unit.answer = lambda made=rows: answer([to_vm(row) for row in made])
             except IntegrityError as error:
                 if "name" in str(error.orig):
-                    raise name_taken(request.name or "") from error
+                    raise name_taken(next(filter(None, names), "")) from error
                 continue  # another manager took an address: choose again
             for row in rows:
                 self.pipeline.begin(row)
@@ -66,64 +110,47 @@ class VmCreation:
             return [to_vm(row) for row in rows]
         raise Conflict("addresses are handed out too fast to get one", suggestion="try again")
 
-    async def _create(
-        self, unit: UnitOfWork, request: VmCreate, names: Sequence[str | None]
-    ) -> list[VmRow]:
-        session, project = unit.session, unit.caller.project
-        await check_free(session, project, [name for name in names if name is not None])
-        images = await choose(session, project, request)
-        root = devices.root_of(request, images.rootfs)
-        attached = await volumes.choose(session, project, request)
-        drives = devices.drives_of(request, images.drives, attached)
-        disk_mib = sum(map(devices.present_size, [*drives, root] if root else drives))
-        await quotas.admit(session, project, _asked(request, len(names), drives, root))
-        where = next((volume.host_id for volume in attached.values()), None)
-        hosts = await self._place(session, request, disk_mib, len(names), unit.at, where)
-        addresses = await AddressBook.open(session, project, request.nics, hosts, len(names))
+    async def _make(self, unit: UnitOfWork, order: Order) -> list[VmRow]:
+        session, project, of = unit.session, unit.caller.project, order.blueprint
+        await check_free(session, project, [name for name in order.names if name is not None])
+        await quotas.admit(session, project, _asked(order))
+        hosts = await self._place(session, order, unit.at)
+        addresses = await AddressBook.open(session, project, of.nics, hosts, len(hosts))
         rows: list[VmRow] = []
-        for name, host in zip(names, hosts, strict=True):
-            vm_id = new_id()
-            row = _new_row(unit, request, vm_id, name, host, images)
-            row.nics = addresses.nics_of(vm_id, host, request.nics)
-            row.drives = drives
-            if root is not None:
-                row.rootfs_size_mib, row.rootfs_limits = root.size_mib, root.limits
+        for name, host in zip(order.names, hosts, strict=True):
+            row = _new_row(unit, order, name, host)
+            row.nics = addresses.nics_of(row.id, host, of.nics)
             self.pipeline.take(row, unit.at)
             rows.append(row)
-            unit.event(row, "requested", "created", f"requested on host {host.name}")
+            unit.event(row, "requested", "created", f"{order.because} on host {host.name}")
         session.add_all(rows)
         await session.flush()
         session.add_all(addresses.taken)
-        for volume in attached.values():
+        for volume in order.volumes:
             volume.vm_id, volume.updated_at = rows[0].id, unit.at
-        unit.answer = lambda: created(request, [to_vm(row) for row in rows])
         unit.target = rows[0].id
         unit.after = {
             "name": rows[0].name,
-            "vcpu": request.vcpu,
-            "mem_mib": request.mem_mib,
+            "vcpu": of.vcpu,
+            "mem_mib": of.mem_mib,
             "power": rows[0].power,
         }
-        if request.count is not None:
+        if order.origin is not None:
+            unit.after["snapshot"] = order.origin.id
+        if len(rows) > 1:
             unit.after["ids"] = [row.id for row in rows]
         return rows
 
-    async def _place(
-        self,
-        session: AsyncSession,
-        request: VmCreate,
-        disk_mib: int,
-        count: int,
-        now: datetime,
-        where: str | None,
-    ) -> list[HostRow]:
-        """A host for each VM; ``where`` is the only one that it may be."""
+    async def _place(self, session: AsyncSession, order: Order, now: datetime) -> list[HostRow]:
+        """A host for each VM."""
+        of = order.blueprint
+        disk_mib = sum(map(devices.present_size, of.every_drive))
         hosts = (await session.scalars(select(HostRow).with_for_update())).all()
         sums = select(VmRow.host_id, func.sum(VmRow.mem_mib)).group_by(VmRow.host_id)
         promised = {host_id: int(mem_mib) for host_id, mem_mib in await session.execute(sums)}
         placements = scheduler.place_all(
-            scheduler.Request(request.vcpu, request.mem_mib, disk_mib),
-            count,
+            scheduler.Request(of.vcpu, of.mem_mib, disk_mib),
+            len(order.names),
             [
                 scheduler.HostRoom(
                     id=host.id,
@@ -133,7 +160,7 @@ class VmCreation:
                     disk_mib=host.capacity.disk_mib,
                 )
                 for host in hosts
-                if where in (None, host.id)
+                if order.host_id in (None, host.id)
             ],
             overcommit=self.settings.mem_overcommit,
         )
@@ -141,27 +168,60 @@ class VmCreation:
         return [by_id[placement.host_id] for placement in placements]
 
 
-def _asked(
-    request: VmCreate, count: int, drives: Sequence[StoredDrive], root: StoredDrive | None
-) -> Resources:
+def _asked(order: Order) -> Resources:
     """What all the VMs together take of the project's quota."""
-    disk_mib = sum(drive.own_mib for drive in ([*drives, root] if root else drives))
+    of, count = order.blueprint, len(order.names)
     return Resources(
         vms=count,
-        vcpu=count * request.vcpu,
-        mem_mib=count * request.mem_mib,
-        disk_mib=count * disk_mib,
+        vcpu=count * of.vcpu,
+        mem_mib=count * of.mem_mib,
+        disk_mib=count * sum(drive.own_mib for drive in of.every_drive),
     )
 
 
-def created(request: VmCreate, vms: list[Vm]) -> Created[Vm]:
+async def _order_of(unit: UnitOfWork, request: VmCreate, names: Sequence[str | None]) -> Order:
+    """What a request asks for, with its images and volumes found and locked."""
+    session, project = unit.session, unit.caller.project
+    images = await choose(session, project, request)
+    root = devices.root_of(request, images.rootfs)
+    attached = await volumes.choose(session, project, request)
+    blueprint = Blueprint(
+        vcpu=request.vcpu,
+        mem_mib=request.mem_mib,
+        kernel=images.kernel,
+        initrd=images.initrd,
+        rootfs=images.rootfs,
+        kernel_args=request.kernel_args,
+        rootfs_size_mib=root.size_mib if root else None,
+        rootfs_limits=root.limits if root else None,
+        drives=devices.drives_of(request, images.drives, attached),
+        nics=request.nics,
+        balloon=request.balloon,
+        tags=request.tags,
+        user_data=request.user_data,
+        ssh_keys=request.ssh_keys,
+        restart_policy=request.restart_policy,
+        track_dirty_pages=request.track_dirty_pages,
+    )
+    return Order(
+        blueprint,
+        names,
+        power="running" if request.start else "stopped",
+        boot=1 if request.start else 0,
+        expires_at=deadline(unit.at, request.ttl, request.expires_at),
+        host_id=next((volume.host_id for volume in attached.values()), None),
+        volumes=[*attached.values()],
+    )
+
+
+def created(request: VmCreate | SnapshotClone, vms: list[Vm]) -> Created[Vm]:
     """What a create answers: the VM, and all of them if there was a ``count``."""
     if request.count is None:
         return Created(id=vms[0].id, item=vms[0])
     return CreatedMany(id=vms[0].id, item=vms[0], items=vms)
 
 
-def names_of(request: VmCreate) -> list[str | None]:
+def names_of(request: VmCreate | SnapshotClone) -> list[str | None]:
     """The names of the VMs asked for: ``web``, or with a count ``web-1`` to ``web-20``.
 
     None is a name to be made up. Raises ValidationFailed when a number makes a name too long.
@@ -179,14 +239,8 @@ def names_of(request: VmCreate) -> list[str | None]:
     return [*names]
 
 
-def _new_row(
-    unit: UnitOfWork,
-    request: VmCreate,
-    vm_id: str,
-    name: str | None,
-    host: HostRow,
-    images: VmImages,
-) -> VmRow:
+def _new_row(unit: UnitOfWork, order: Order, name: str | None, host: HostRow) -> VmRow:
+    of, origin, vm_id = order.blueprint, order.origin, new_id()
     return VmRow(
         id=vm_id,
         project=unit.caller.project,
@@ -195,20 +249,27 @@ def _new_row(
         engine=host.engine,
         created_at=unit.at,
         updated_at=unit.at,
-        vcpu=request.vcpu,
-        mem_mib=request.mem_mib,
-        kernel=images.kernel,
-        initrd=images.initrd,
-        rootfs=images.rootfs,
-        kernel_args=request.kernel_args,
-        balloon=request.balloon,
-        tags=request.tags,
-        user_data=request.user_data,
-        ssh_keys=request.ssh_keys,
-        restart_policy=request.restart_policy,
-        expires_at=deadline(unit.at, request.ttl, request.expires_at),
-        power="running" if request.start else "stopped",
-        boot=1 if request.start else 0,
+        vcpu=of.vcpu,
+        mem_mib=of.mem_mib,
+        kernel=of.kernel,
+        initrd=of.initrd,
+        rootfs=of.rootfs,
+        rootfs_size_mib=of.rootfs_size_mib,
+        rootfs_limits=of.rootfs_limits,
+        drives=of.drives,
+        kernel_args=of.kernel_args,
+        balloon=of.balloon,
+        tags=of.tags,
+        user_data=of.user_data,
+        ssh_keys=of.ssh_keys,
+        restart_policy=of.restart_policy,
+        track_dirty_pages=of.track_dirty_pages,
+        origin_id=origin.id if origin else None,
+        origin_name=origin.name if origin else None,
+        origin_boot=origin.boot if origin else None,
+        expires_at=order.expires_at,
+        power=order.power,
+        boot=order.boot,
         generation=1,
         stop_timeout_s=10.0,
         wanted_by=unit.caller.actor,

@@ -7,9 +7,9 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import NotFound
-from nexus.api.vms import Vm, VmEvent, VmImage, VmNic
+from nexus.api.vms import Vm, VmEvent, VmImage, VmNic, VmOrigin
 from nexus.manager import devices, etags, keys, lifecycle, wanting
-from nexus.manager.db.columns import StoredImage
+from nexus.manager.db.columns import StoredImage, StoredOrigin
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import VmEventRow, VmRow
 from nexus.manager.pipelines.vms import VmPipeline
@@ -162,7 +162,14 @@ def to_vm(row: VmRow) -> Vm:
         restart_at=row.restart_at,
         last_exit=row.last_exit,
         expires_at=row.expires_at,
+        track_dirty_pages=row.track_dirty_pages,
+        origin=_to_origin(row.origin) if row.origin else None,
+        identity=row.identity,
     )
+
+
+def _to_origin(origin: StoredOrigin) -> VmOrigin:
+    return VmOrigin(snapshot=origin.id, name=origin.name, boot=origin.boot)
 
 
 @functools.lru_cache(maxsize=1024)
