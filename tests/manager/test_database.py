@@ -1,6 +1,8 @@
 """Schema and transactions, on both databases."""
 
+import sqlite3
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 import anyio
 import pytest
@@ -82,6 +84,34 @@ async def test_many_writers_at_once(database_url: str) -> None:
     async with db.read() as session:
         ids = (await session.scalars(select(VmEventRow.id).order_by(VmEventRow.id))).all()
     assert len(ids) == len(set(ids)) == 100
+    await db.close()
+
+
+async def test_another_program_that_writes_to_sqlite_keeps_nobody_from_reading(
+    tmp_path: Path,
+) -> None:
+    db = Database(f"sqlite:///{tmp_path}/nexus.db")
+    await db.migrate()
+    other = sqlite3.connect(tmp_path / "nexus.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    written = anyio.Event()
+
+    async def write() -> None:
+        async with uow.change(db, uow.SYSTEM, "test.write"):
+            pass
+        written.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write)
+        for session_of in (db.read, db.scan, db.read):
+            async with session_of() as session:
+                assert await session.scalar(select(func.count(AuditRow.id))) == 0
+        assert not written.is_set()
+        other.execute("ROLLBACK")
+        await written.wait()
+    async with db.read() as session:
+        assert await session.scalar(select(func.count(AuditRow.id))) == 1
+    other.close()
     await db.close()
 
 

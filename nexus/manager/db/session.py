@@ -14,10 +14,10 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from nexus.manager.db import migrate
+from nexus.manager.db import migrate, sqlite_driver
 
 _DRIVERS = {
-    "sqlite": "sqlite+aiosqlite",
+    "sqlite": sqlite_driver.DRIVER,
     "postgres": "postgresql+asyncpg",
     "postgresql": "postgresql+asyncpg",
 }
@@ -40,8 +40,10 @@ class Database:
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
-        writing = self.engine.execution_options(**{_WRITES: True})
-        self._read = async_sessionmaker(self.engine, expire_on_commit=False, autoflush=False)
+        reading = self.engine.execution_options(**{sqlite_driver.AT_ONCE: True})
+        writing = reading.execution_options(**{_WRITES: True})
+        self._read = async_sessionmaker(reading, expire_on_commit=False, autoflush=False)
+        self._scan = async_sessionmaker(self.engine, expire_on_commit=False, autoflush=False)
         self._write = async_sessionmaker(writing, expire_on_commit=False)
         self._turn = anyio.Lock()
         self.on_commit: list[Callable[[], None]] = []
@@ -52,6 +54,14 @@ class Database:
         """A session for reading; nothing it does is kept. Cancellation waits for its end."""
         with anyio.CancelScope(shield=True):
             async with self._read() as session:
+                yield session
+
+    @contextlib.asynccontextmanager
+    async def scan(self) -> AsyncIterator[AsyncSession]:
+        """The same for queries that may look at many rows to find a few. SQLite runs those of
+        ``read`` in the event loop, which is quicker and must not take long."""
+        with anyio.CancelScope(shield=True):
+            async with self._scan() as session:
                 yield session
 
     @contextlib.asynccontextmanager
@@ -115,5 +125,5 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    writing = connection.get_execution_options().get(_WRITES, False)
+    sqlite_driver.begin(connection, writing=writing)

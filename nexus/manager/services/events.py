@@ -94,7 +94,7 @@ async def read(db: Database, wanted: EventFilter, after: int, upto: int, limit: 
         .order_by(VmEventRow.id)
         .limit(limit)
     )
-    async with db.read() as session:
+    async with db.scan() as session:
         rows = (await session.scalars(query)).all()
         # Behind the rows: what was pruned before they were read shows in the horizon now.
         pruned_to = await _pruned(session)
@@ -106,7 +106,7 @@ async def page(
     db: Database, wanted: EventFilter, after: int, limit: int
 ) -> tuple[list[VmEvent], int | None]:
     """A page of events behind ``after``, and where the next one begins, if there is one."""
-    async with db.read() as session:
+    async with db.scan() as session:
         upto = (await position(session)).final
         after = max(after, await start_of(session, wanted.since))
     return await _page(db, wanted, after, upto, limit)
