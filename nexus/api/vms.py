@@ -52,14 +52,9 @@ SshKey = Annotated[str, StringConstraints(pattern=r"^[ -~]{16,4096}$", strip_whi
 UserData = Annotated[str, StringConstraints(max_length=65536)]
 
 
-class VmCreate(Wire):
-    """A request for one VM, or for ``count`` of them alike. Sizes are MiB."""
+class VmSpec(Wire):
+    """What a VM is made of, all but its name. Sizes are MiB."""
 
-    name: VmName | None = None
-    """Unique among the project's VMs; made up when absent. With ``count`` a number is put behind
-    it: ``web-1``, ``web-2`` …"""
-    count: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = None
-    """So many at once: all of them, or none."""
     vcpu: Annotated[int, Field(strict=True, ge=1, le=32)] = 1
     mem_mib: Annotated[int, Field(strict=True, ge=16, le=1048576)] = 256
     kernel: ImageRef | ImagePath | None = None
@@ -76,9 +71,7 @@ class VmCreate(Wire):
     """False prepares everything and leaves the VM ``configured``."""
     restart_policy: RestartPolicy = "never"
     ttl: Ttl_s | None = None
-    """Seconds from now until the VM is ended and deleted."""
-    expires_at: Deadline | None = None
-    """The same as a time; a VM has one of the two, or stays until somebody deletes it."""
+    """Seconds from its creation until the VM is ended and deleted."""
     user_data: UserData | None = None
     ssh_keys: Annotated[list[SshKey], Field(max_length=32)] = Field(default_factory=list)
     rootfs_size_mib: DiskMib | None = None
@@ -92,6 +85,18 @@ class VmCreate(Wire):
     """A VM gets a balloon when it is made, or never."""
     track_dirty_pages: Annotated[bool, Field(strict=True)] = False
     """Lets diff snapshots be taken of it, which costs its guest a little."""
+
+
+class VmCreate(VmSpec):
+    """A request for one VM, or for ``count`` of them alike."""
+
+    name: VmName | None = None
+    """Unique among the project's VMs; made up when absent. With ``count`` a number is put behind
+    it: ``web-1``, ``web-2`` …"""
+    count: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = None
+    """So many at once: all of them, or none."""
+    expires_at: Deadline | None = None
+    """``ttl`` as a time; a VM has one of the two, or stays until somebody deletes it."""
 
 
 class VmUpdate(Wire):
@@ -161,6 +166,14 @@ class VmOrigin(Wire):
     """The boot that was loaded; a later one began with the kernel again."""
 
 
+class VmTemplate(Wire):
+    """The template that a VM comes from, as it was called then; it may be gone by now."""
+
+    id: Uuid
+    name: str
+    version: int
+
+
 class VmError(Wire):
     """Why a VM is in ``error``."""
 
@@ -217,6 +230,7 @@ class Vm(Wire):
     identity: Identity | None = None
     """Whether the guest of a loaded VM has taken its own name, addresses and entropy; null for a
     boot that began with the kernel."""
+    template: VmTemplate | None = None
 
 
 class VmEvent(Wire):

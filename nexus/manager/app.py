@@ -34,6 +34,7 @@ from nexus.manager.routes import (
     networks,
     proxy,
     quotas,
+    templates,
     uploads,
     vm_actions,
     vm_bulk,
@@ -53,6 +54,7 @@ from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.networks import Networks
 from nexus.manager.services.quotas import Quotas
+from nexus.manager.services.templates import Templates
 from nexus.manager.services.tokens import ensure_admin_token, lookup_in
 from nexus.manager.services.uploads import Uploads
 from nexus.manager.services.vm_bulk import VmBulk
@@ -82,6 +84,7 @@ ROUTERS = (
     networks.router,
     volumes.router,
     quotas.router,
+    templates.router,
     builds.router,
     uploads.router,
     images.router,
@@ -101,6 +104,7 @@ def make_runtime(settings: Settings) -> Runtime:
     pipeline = VmPipeline(db, agents, waiters, instance)
     expiry = ExpiryPipeline(db, pipeline)
     network_push = NetworkPush(db, waiters)
+    creation = VmCreation(db, pipeline, expiry, settings)
     return Runtime(
         settings=settings,
         db=db,
@@ -110,7 +114,7 @@ def make_runtime(settings: Settings) -> Runtime:
         waiters=waiters,
         pipeline=pipeline,
         expiry=expiry,
-        creation=VmCreation(db, pipeline, expiry, settings),
+        creation=creation,
         vms=VmService(db, pipeline),
         bulk=VmBulk(db, pipeline, waiters),
         devices=VmDevices(db, pipeline),
@@ -120,6 +124,7 @@ def make_runtime(settings: Settings) -> Runtime:
         forwards=Forwards(db, network_push, settings.own_port),
         volumes=Volumes(db, agents),
         quotas=Quotas(db),
+        templates=Templates(db, images_service, creation),
         hosts=HostService(db),
         images=images_service,
         uploads=Uploads.of(db, images_service),

@@ -22,6 +22,7 @@ from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.networks import Networks
 from nexus.manager.services.quotas import Quotas
+from nexus.manager.services.templates import Templates
 from nexus.manager.services.uploads import Uploads
 from nexus.manager.services.vm_bulk import VmBulk
 from nexus.manager.services.vm_creation import VmCreation
@@ -56,6 +57,7 @@ class Runtime:
     forwards: Forwards
     volumes: Volumes
     quotas: Quotas
+    templates: Templates
     hosts: HostService
     images: Images
     uploads: Uploads

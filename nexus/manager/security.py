@@ -32,6 +32,8 @@ Permission = Literal[
     "networks:write",
     "volumes:read",
     "volumes:write",
+    "templates:read",
+    "templates:write",
     "hosts:read",
     "hosts:write",
     "quotas:read",
@@ -46,13 +48,14 @@ _READ: frozenset[Permission] = frozenset(
         "images:read",
         "networks:read",
         "volumes:read",
+        "templates:read",
         "hosts:read",
         "quotas:read",
         "metrics:read",
     }
 )
 _OPERATE: frozenset[Permission] = frozenset(
-    {"vms:write", "vms:console", "vms:exec", "volumes:write"}
+    {"vms:write", "vms:console", "vms:exec", "volumes:write", "templates:write"}
 )
 
 ROLES: dict[Role, frozenset[Permission]] = {

@@ -23,6 +23,7 @@ from nexus.manager.db.session import Database
 from nexus.manager.security import OPEN_PATHS, declared
 from tests.manager.hostile import MALFORMED, Hostile, hostile_requests
 from tests.manager.hostile_guests import guest_requests
+from tests.manager.hostile_templates import template_requests
 from tests.manager.rows import host_row, image_row, vm_row
 
 VICTIM = "victim"
@@ -145,6 +146,7 @@ def problem(status: int, headers: dict[str, str], body: bytes, method: str) -> s
 
 def test_hostile_requests_get_4xx_and_change_nothing(manager: Manager) -> None:
     requests = [*hostile_requests(VICTIM, manager.image_id), *guest_requests(VICTIM)]
+    requests += template_requests()
     assert len(requests) >= 400
     before = manager.contents()
     assert before["vms"]
@@ -195,6 +197,7 @@ def test_every_route_is_closed_without_a_token(manager: Manager) -> None:
         filled = filled.replace("{ref}", VICTIM).replace("{path:path}", "vm")
         filled = filled.replace("{project}", "default")
         filled = filled.replace("{name}", "data").replace("{iface}", "eth0")
+        filled = filled.replace("{number}", "1")
         assert "{" not in filled
         for headers in ([], [("authorization", "Bearer nxs_wrong")]):
             request = Hostile(method, filled, headers, authenticated=False)

@@ -43,6 +43,8 @@ SAMPLES: dict[str, Any] = {
     "/v1/images/uploads/{upload_id}/complete": ANYTHING,
     "/v1/networks": {"name": "net-{n}"},
     "/v1/volumes": {"name": "vol-{n}", "size_mib": 8},
+    "/v1/templates": {"name": "template-{n}"},
+    "/v1/templates/{ref}/instantiate": {"name": "of-it-{n}"},
     "/v1/vms/{ref}/forwards": {"host_port": 8080, "guest_port": "{n}"},
 }
 """A body for every POST route that must succeed on a VM that runs. New routes add theirs."""
@@ -93,7 +95,9 @@ async def test_every_post_route_honours_the_key(
     settings.image_root.mkdir(exist_ok=True)
     (settings.image_root / "disk").write_bytes(b"a disk" * 100)
     vm = await manager.create(name="subject")
-    path = route.replace("{ref}", vm["id"])
+    await manager.http.post("/v1/templates", json={"name": "subject"})
+    is_vms = route.startswith("/v1/vms")
+    path = route.replace("{ref}", vm["id"] if is_vms else "subject")
     if "{upload_id}" in path:
         path = path.replace("{upload_id}", await _sent(manager))
     body, other = (

@@ -73,6 +73,22 @@ class StoredImage(VmImage):
     size_bytes: int
 
 
+class StoredImages(Wire):
+    """The images of a template's version, as its row keeps them."""
+
+    kernel: StoredImage
+    initrd: StoredImage | None
+    rootfs: StoredImage | None
+    drives: dict[str, StoredImage]
+    """By the names of the drives that begin as a copy of one."""
+
+    @property
+    def every(self) -> list[StoredImage]:
+        """All of them, in no order that means anything."""
+        found = [self.kernel, self.initrd, self.rootfs, *self.drives.values()]
+        return [image for image in found if image is not None]
+
+
 class StoredNic(Wire):
     """A NIC as a VM's row keeps it."""
 

@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import JsonValue
 from sqlalchemy import (
     BigInteger,
     Connection,
@@ -193,6 +194,7 @@ class VmRow(Leased, Base):
             sqlite_where=text("unsettled"),
             postgresql_where=text("unsettled"),
         ),
+        Index("ix_vms_template", "template_id"),
         Index(
             "ix_vms_expires",
             "expires_at",
@@ -234,6 +236,15 @@ class VmRow(Leased, Base):
     )
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """When it is to be deleted."""
+
+    template_id: Mapped[str | None] = mapped_column(String(36))
+    """The template that it comes from. No key: the VM remembers it when it is gone."""
+    template_name: Mapped[str | None] = mapped_column(String(63))
+    template_version: Mapped[int | None] = mapped_column(Integer)
+    template_overrides: Mapped[dict[str, JsonValue] | None] = mapped_column(
+        Typed(dict[str, JsonValue])
+    )
+    """The fields of the spec that were given when it was made."""
 
     power: Mapped[WantedPower] = mapped_column(String(16))
     boot: Mapped[int] = mapped_column(Integer)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from nexus.api.common import Created, CreatedMany, Item, Page
+from nexus.api.common import Created, CreatedMany, Item, Page, VmName
 from nexus.api.vms import Vm, VmCreate, VmState, VmUpdate, WaitState
 from nexus.manager.keys import Done
 from nexus.manager.routes.answers import item, page
@@ -29,6 +29,7 @@ Host = Annotated[
     str | None,
     Query(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$", description="A host's id or name."),
 ]
+Template = Annotated[VmName | None, Query(description="Of this template: its id, or its name.")]
 Tag = Annotated[
     list[TagSelector],
     Query(
@@ -56,11 +57,11 @@ async def create(
     except Done as done:
         vms = await nexus.vms.done_before(done, caller.project)
     if wait is not None:
-        vms = await _awaited(nexus, vms, wait, timeout_s)
+        vms = await awaited(nexus, vms, wait, timeout_s)
     return created(body, vms)
 
 
-async def _awaited(nexus: Runtime, vms: list[Vm], state: WaitState, timeout_s: float) -> list[Vm]:
+async def awaited(nexus: Runtime, vms: list[Vm], state: WaitState, timeout_s: float) -> list[Vm]:
     """The new VMs as they are when each has come to its end. Raises TimedOut or NotFound."""
     seen = await wait_for_all(nexus.db, nexus.waiters, vms, state, timeout_s)
     found = []
@@ -83,11 +84,12 @@ async def list_vms(
     project: Project = None,
     tag: Tag = [],  # noqa: B006 - nothing changes it
     name: NamePrefix = None,
+    template: Template = None,
     cursor: IdCursor = None,
     limit: Limit = 100,
 ) -> Response:
     """VMs in the order they were made, narrowed to those that meet all conditions."""
-    narrowed = VmFilter(state=state, host=host, name_prefix=name, tags=tag)
+    narrowed = VmFilter(state=state, host=host, name_prefix=name, template=template, tags=tag)
     found = await nexus.vms.page(visible(principal, project), narrowed, cursor=cursor, limit=limit)
     return page(Page(items=found.items, next_cursor=found.next_cursor))
 

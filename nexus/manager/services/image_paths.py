@@ -5,17 +5,19 @@ like any other. The same content is one image, however often its path is given.
 """
 
 from dataclasses import replace
+from typing import TypeVar
 
 from nexus.api.errors import PathRefused
 from nexus.api.images import ImageKind
-from nexus.api.vms import VmCreate
+from nexus.api.vms import VmSpec
 from nexus.manager.services.images import Images
 from nexus.manager.uow import Caller
 
+Spec = TypeVar("Spec", bound=VmSpec)
 _KINDS: tuple[ImageKind, ...] = ("kernel", "initrd", "rootfs")
 
 
-async def replaced(images: Images, caller: Caller, request: VmCreate) -> VmCreate:
+async def replaced(images: Images, caller: Caller, request: Spec) -> Spec:
     """The request with ids of images for its paths.
 
     Raises PathRefused unless paths are allowed and this one lies under the image root, and what a

@@ -30,6 +30,7 @@ from nexus.manager import etags
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import ImageRow, VmRow
+from nexus.manager.db.template_tables import TemplateRow, TemplateVersionRow
 from nexus.manager.image_root import open_under
 from nexus.manager.turns import turn
 from nexus.manager.uow import Caller, UnitOfWork, change
@@ -195,7 +196,8 @@ class Images:
     async def delete(self, caller: Caller, ref: str) -> None:
         """Forgets an image; its content goes when nothing needs it any more.
 
-        Raises NotFound, Conflict, and InUse while a VM was made from it.
+        Raises NotFound, Conflict, and InUse while a VM was made from it, or the newest version of
+        a template names it.
         """
         async with turn(self.settings.store_dir):
             async with change(self.db, caller, "image.delete", target=ref) as unit:
@@ -203,6 +205,13 @@ class Images:
                 unit.target = row.id
                 etags.expect(caller.if_match, wire(row), f"the image {row.name}")
                 unit.before = wire(row).model_dump(mode="json")
+                of_it = await described_by(unit.session, row.project, row.id)
+                if of_it:
+                    raise InUse(
+                        f"the image {row.name} is what VMs of template {of_it[0]} are made of",
+                        suggestion=f"change the template: nexus template update {of_it[0]}; "
+                        f"or: nexus template rm {of_it[0]}",
+                    )
                 users = await _users(unit.session, row)
                 if users:
                     raise InUse(
@@ -234,7 +243,7 @@ class Images:
         return put
 
     async def sweep(self) -> int:
-        """Removes all content that no image and no VM needs; returns how much was removed."""
+        """Removes all content that no image, VM or template needs; returns how much was removed."""
         async with turn(self.settings.store_dir):
             folder = self.settings.store_dir / "sha256"
             held = {file.name for file in folder.iterdir() if SHA256.fullmatch(file.name)}
@@ -250,6 +259,8 @@ class Images:
             for *contents, drives in await session.execute(kept):
                 contents += [drive.image for drive in drives]
                 needed |= {image.sha256 for image in contents if image is not None}
+            for held in await session.scalars(select(TemplateVersionRow.images)):
+                needed |= {image.sha256 for image in held.every}
         for sha256 in suspects - needed:
             await to_thread.run_sync(self.store.remove, sha256)
         return len(suspects - needed)
@@ -335,6 +346,22 @@ async def _resolve(
         choices = ", ".join(f"{row.kind} {row.id}" for row in rows)
         raise Conflict(f"{len(rows)} images are named {ref}", suggestion=f"give an id: {choices}")
     return rows[0]
+
+
+async def described_by(session: AsyncSession, project: str, image_id: str) -> list[str]:
+    """The names of the templates whose newest version names an image."""
+    newest = (
+        select(TemplateRow.name, TemplateVersionRow.images)
+        .join(
+            TemplateVersionRow,
+            (TemplateVersionRow.template_id == TemplateRow.id)
+            & (TemplateVersionRow.version == TemplateRow.version),
+        )
+        .where(TemplateRow.project == project)
+        .order_by(TemplateRow.id)
+    )
+    found = await session.execute(newest)
+    return [name for name, held in found if any(image.id == image_id for image in held.every)]
 
 
 async def _users(session: AsyncSession, image: ImageRow) -> list[str]:

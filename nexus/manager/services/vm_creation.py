@@ -23,6 +23,7 @@ from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.services import quotas, volumes
 from nexus.manager.services.hosts import is_healthy
+from nexus.manager.services.template_use import TemplateUse
 from nexus.manager.services.vm_expiry import deadline
 from nexus.manager.services.vm_images import choose
 from nexus.manager.services.vm_networks import AddressBook
@@ -49,6 +50,8 @@ class Order:
     """Locked; they become the first VM's."""
     origin: StoredOrigin | None = None
     """The snapshot that their first boot is loaded from."""
+    use: TemplateUse | None = None
+    """The template that they are of."""
     because: str = "requested"
     """How the story of each begins."""
 
@@ -68,8 +71,12 @@ class VmCreation:
         self.expiry = expiry
         self.settings = settings
 
-    async def create(self, request: VmCreate, caller: Caller) -> list[Vm]:
+    async def create(
+        self, request: VmCreate, caller: Caller, use: TemplateUse | None = None
+    ) -> list[Vm]:
         """Makes the rows with everything decided: images, hosts, addresses. All of them or none.
+
+        With ``use`` they are of a template and have its images.
 
         Raises ImageNotReady, NoCapacity, QuotaExceeded, AddressPoolExhausted, NameTaken or
         ValidationFailed, or what ``volumes.choose`` raises; then there is no row.
@@ -79,9 +86,10 @@ class VmCreation:
         names = names_of(request)
 
         async def draw(unit: UnitOfWork) -> Order:
-            return await _order_of(unit, request, names)
+            return await _order_of(unit, request, names, use)
 
-        return await self.make(caller, "vm.create", draw, lambda vms: created(request, vms))
+        answer = use.answer if use is not None else lambda vms: created(request, vms)
+        return await self.make(caller, "vm.create", draw, answer)
 
     async def make(
         self, caller: Caller, action: str, draw: Draw, answer: Callable[[list[Vm]], Wire]
@@ -120,6 +128,8 @@ class VmCreation:
         for name, host in zip(order.names, hosts, strict=True):
             row = _new_row(unit, order, name, host)
             row.nics = addresses.nics_of(row.id, host, of.nics)
+            if order.use is not None:
+                order.use.mark(row)
             self.pipeline.take(row, unit.at)
             rows.append(row)
             unit.event(row, "requested", "created", f"{order.because} on host {host.name}")
@@ -135,6 +145,8 @@ class VmCreation:
             "mem_mib": of.mem_mib,
             "power": rows[0].power,
         }
+        if order.use is not None:
+            unit.after["template"] = f"{order.use.name}@{order.use.version}"
         if order.origin is not None:
             unit.after["snapshot"] = order.origin.id
         if len(rows) > 1:
@@ -179,10 +191,15 @@ def _asked(order: Order) -> Resources:
     )
 
 
-async def _order_of(unit: UnitOfWork, request: VmCreate, names: Sequence[str | None]) -> Order:
+async def _order_of(
+    unit: UnitOfWork, request: VmCreate, names: Sequence[str | None], use: TemplateUse | None
+) -> Order:
     """What a request asks for, with its images and volumes found and locked."""
     session, project = unit.session, unit.caller.project
-    images = await choose(session, project, request)
+    if use is None:
+        images = await choose(session, project, request)
+    else:
+        images = await use.choose(session, project, request)
     root = devices.root_of(request, images.rootfs)
     attached = await volumes.choose(session, project, request)
     blueprint = Blueprint(
@@ -211,6 +228,7 @@ async def _order_of(unit: UnitOfWork, request: VmCreate, names: Sequence[str | N
         expires_at=deadline(unit.at, request.ttl, request.expires_at),
         host_id=next((volume.host_id for volume in attached.values()), None),
         volumes=[*attached.values()],
+        use=use,
     )
 
 

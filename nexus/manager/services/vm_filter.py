@@ -18,6 +18,8 @@ class VmFilter:
     host: str | None = None
     """A host's id or name."""
     name_prefix: str | None = None
+    template: str | None = None
+    """The id or name of the template that they come from; the name also when it is gone."""
     tags: Sequence[str] = ()
     """``vm_tags.TagSelector``s."""
 
@@ -28,6 +30,9 @@ class VmFilter:
             found.append(VmRow.state == self.state)
         if self.name_prefix is not None:
             found.append(VmRow.name.startswith(self.name_prefix, autoescape=True))
+        if self.template is not None:
+            came_from = (VmRow.template_id == self.template, VmRow.template_name == self.template)
+            found.append(or_(*came_from))
         if self.host is not None:
             named = or_(HostRow.id == self.host, HostRow.name == self.host)
             found.append(VmRow.host_id.in_(select(HostRow.id).where(named)))

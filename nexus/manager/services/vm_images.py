@@ -1,6 +1,6 @@
 """Which images a VM boots: the ones asked for, or the defaults."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import or_, select
@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import ImageNotReady
 from nexus.api.images import ImageKind
-from nexus.api.vms import VmCreate
+from nexus.api.vms import VmSpec
 from nexus.manager.db.columns import StoredImage
 from nexus.manager.db.tables import ImageRow
 
@@ -27,7 +27,7 @@ class VmImages:
     """By the names of the drives that begin as a copy of one."""
 
 
-async def choose(session: AsyncSession, project: str, request: VmCreate) -> VmImages:
+async def choose(session: AsyncSession, project: str, request: VmSpec) -> VmImages:
     """The images of a request, each by id or name.
 
     Without a kernel: the default one; the initrd named like the kernel, if there is one; and
@@ -61,6 +61,52 @@ async def choose(session: AsyncSession, project: str, request: VmCreate) -> VmIm
             for name, ref in drive_refs.items()
         },
     )
+
+
+async def choose_over(
+    session: AsyncSession, project: str, request: VmSpec, held: VmImages, anew: Collection[str]
+) -> VmImages:
+    """The images of a request for which ``held`` were chosen before: those that the fields of
+    ``anew`` name are looked up, the others stay, also when their names mean something else by now.
+
+    Raises ImageNotReady.
+    """
+    kernel = held.kernel
+    if "kernel" in anew:
+        ref = request.kernel or DEFAULT_KERNEL
+        kernel = await _find(session, project, "kernel", ref, is_default=request.kernel is None)
+    initrd = held.initrd
+    if request.initrd is None:
+        if "kernel" in anew or "initrd" in anew:
+            found = await _look_up(session, project, [kernel.name])
+            row = _named(found, "initrd", kernel.name)
+            initrd = _stored(row) if row else None
+    elif "initrd" in anew:
+        initrd = await _find(session, project, "initrd", request.initrd)
+    rootfs = held.rootfs
+    if "rootfs" in anew:
+        rootfs_ref = request.rootfs or (None if request.kernel else DEFAULT_ROOTFS)
+        is_default = request.rootfs is None
+        rootfs = (
+            await _find(session, project, "rootfs", rootfs_ref, is_default=is_default)
+            if rootfs_ref
+            else None
+        )
+    drives = held.drives
+    if "drives" in anew:
+        drives = {
+            drive.name: await _find(session, project, "rootfs", drive.image)
+            for drive in request.drives
+            if drive.image is not None
+        }
+    return VmImages(kernel=kernel, initrd=initrd, rootfs=rootfs, drives=drives)
+
+
+async def _find(
+    session: AsyncSession, project: str, kind: ImageKind, ref: str, *, is_default: bool = False
+) -> StoredImage:
+    found = await _look_up(session, project, [ref])
+    return _stored(_pick(found, kind, ref, is_default=is_default))
 
 
 async def _look_up(session: AsyncSession, project: str, refs: Sequence[str]) -> Sequence[ImageRow]:

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import NotFound
-from nexus.api.vms import Vm, VmEvent, VmImage, VmNic, VmOrigin
+from nexus.api.vms import Vm, VmEvent, VmImage, VmNic, VmOrigin, VmTemplate
 from nexus.manager import devices, etags, keys, lifecycle, wanting
 from nexus.manager.db.columns import StoredImage, StoredOrigin
 from nexus.manager.db.session import Database
@@ -165,11 +165,18 @@ def to_vm(row: VmRow) -> Vm:
         track_dirty_pages=row.track_dirty_pages,
         origin=_to_origin(row.origin) if row.origin else None,
         identity=row.identity,
+        template=_to_template(row),
     )
 
 
 def _to_origin(origin: StoredOrigin) -> VmOrigin:
     return VmOrigin(snapshot=origin.id, name=origin.name, boot=origin.boot)
+
+
+def _to_template(row: VmRow) -> VmTemplate | None:
+    if row.template_id is None or row.template_name is None or row.template_version is None:
+        return None
+    return VmTemplate(id=row.template_id, name=row.template_name, version=row.template_version)
 
 
 @functools.lru_cache(maxsize=1024)
