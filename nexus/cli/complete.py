@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -23,6 +23,11 @@ def vm_names(context: typer.Context, incomplete: str) -> list[str]:
 def image_names(context: typer.Context, incomplete: str) -> list[str]:
     """Images whose names begin so."""
     return list(_names(context, "images", incomplete))
+
+
+def template_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Templates whose names begin so."""
+    return list(_names(context, "templates", incomplete))
 
 
 def _names(context: typer.Context, what: str, incomplete: str) -> Iterable[str]:
@@ -53,14 +58,15 @@ def _ask(session: Session, what: str, incomplete: str) -> Iterable[str]:
 def _call(what: str, incomplete: str) -> "Call[list[str]]":
     from nexus.api.common import Page
     from nexus.api.images import Image
+    from nexus.api.templates import Template
     from nexus.api.vms import Vm
     from nexus.client.calls.call import Call
 
     def names(content: bytes) -> list[str]:
-        page = Page[Vm] if what == "vms" else Page[Image]
+        page: Any = {"vms": Page[Vm], "templates": Page[Template]}.get(what, Page[Image])
         return list(dict.fromkeys(each.name for each in page.model_validate_json(content).items))
 
-    # The prefix is the manager's to match for VMs; the API has none for images.
-    name = incomplete if what == "vms" and incomplete else None
+    # The prefix is the manager's to match; the API has none for images.
+    name = incomplete if what != "images" and incomplete else None
     query = {"name": name, "limit": MOST}
     return Call("GET", f"/v1/{what}", names, query, timeout_s=PATIENCE_S, probe=True)

@@ -45,7 +45,7 @@ def run(session: Session, options: RunOptions) -> None:
         "kernel": options.kernel,
         "initrd": options.initrd,
         "kernel_args": options.kernel_args,
-        "user_data": _read(options.user_data) if options.user_data else None,
+        "user_data": read(options.user_data) if options.user_data else None,
     }
     try:
         given |= _devices(options) | terms.given(*options.terms)
@@ -54,7 +54,7 @@ def run(session: Session, options: RunOptions) -> None:
             vcpu=options.vcpu,
             mem_mib=devices.mib("--mem", options.mem),
             tags=terms.tags_of(options.tags),
-            ssh_keys=[_read(file).strip() for file in options.ssh_keys],
+            ssh_keys=[read(file).strip() for file in options.ssh_keys],
             start=options.start,
             **{name: value for name, value in given.items() if value is not None},
         )
@@ -70,7 +70,12 @@ def run(session: Session, options: RunOptions) -> None:
             )
         else:
             made = [client.vms.create(spec, wait=wait, timeout_s=options.timeout_s)]
-    _print_vms(session, made, many=options.count is not None)
+    print_vms(session, made, many=options.count is not None)
+    refuse_failed(made)
+
+
+def refuse_failed(made: list[Vm]) -> None:
+    """Raises NexusApiError when a VM that was made is in error."""
     failed = [vm for vm in made if vm.state == "error"]
     vm = failed[0] if failed else made[0]
     if vm.state == "error" and vm.error:
@@ -95,7 +100,8 @@ def _devices(options: RunOptions) -> dict[str, object]:
     }
 
 
-def _print_vms(session: Session, vms: list[Vm], *, many: bool) -> None:
+def print_vms(session: Session, vms: list[Vm], *, many: bool) -> None:
+    """What was made, in the form that was asked for."""
     if session.output == "json":
         shown = {"id": vms[0].id, "item": as_json(vms[0])}
         print_json(shown | {"items": [as_json(vm) for vm in vms]} if many else shown)
@@ -106,7 +112,8 @@ def _print_vms(session: Session, vms: list[Vm], *, many: bool) -> None:
         table(HEADINGS, [_row(vm) for vm in vms])
 
 
-def _read(file: Path) -> str:
+def read(file: Path) -> str:
+    """A file's text. Raises UsageFault."""
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -136,6 +143,7 @@ class ListOptions:
     host: str | None
     tags: list[str]
     project: str | None
+    template: str | None = None
 
 
 def ls(session: Session, options: ListOptions) -> None:
@@ -154,6 +162,7 @@ def ls(session: Session, options: ListOptions) -> None:
                 host=options.host,
                 tags=options.tags,
                 project=options.project,
+                template=options.template,
             )
         )
     if session.output == "json":
@@ -181,6 +190,10 @@ def show(session: Session, name: str) -> None:
             ("id", vm.id),
             ("state", vm.state),
             ("project", vm.project),
+            (
+                "template",
+                f"{vm.template.name} version {vm.template.version}" if vm.template else None,
+            ),
             ("engine", vm.engine),
             ("vcpu", str(vm.vcpu)),
             ("memory", f"{vm.mem_mib} MiB"),

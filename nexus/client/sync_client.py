@@ -22,6 +22,7 @@ from nexus.client.images import Images
 from nexus.client.networks import Forwards, Networks
 from nexus.client.quotas import Quotas
 from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
+from nexus.client.templates import Templates
 from nexus.client.vms import Vms
 from nexus.client.volumes import Volumes
 
@@ -54,6 +55,7 @@ class Client:
         self.forwards = Forwards(self)
         self.volumes = Volumes(self)
         self.quotas = Quotas(self)
+        self.templates = Templates(self)
         self.hosts = Hosts(self)
 
     def __enter__(self) -> Self:

@@ -54,14 +54,16 @@ class Vms(BulkCalls, DeviceChanges, GuestCalls):
         host: str | None = None,
         tags: Sequence[str] = (),
         project: str | None = None,
+        template: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Vm]:
         """The VMs that meet all conditions, oldest first.
 
         ``name`` is how names begin, ``host`` a host's id or name, ``tags`` are ``key=value`` or
-        ``key`` with any value; ``limit`` is the size of a page.
+        ``key`` with any value, ``template`` is the id or name of the template that they come
+        from; ``limit`` is the size of a page.
         """
-        narrowed = calls.VmQuery(state, name, host, tags, project, limit)
+        narrowed = calls.VmQuery(state, name, host, tags, project, limit, template)
         return self._client.pages(lambda cursor: calls.list_vms(narrowed, cursor))
 
     def get(self, ref: str) -> Vm:
@@ -191,14 +193,16 @@ class AsyncVms(AsyncBulkCalls, AsyncDeviceChanges, AsyncGuestCalls):
         host: str | None = None,
         tags: Sequence[str] = (),
         project: str | None = None,
+        template: str | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[Vm]:
         """The VMs that meet all conditions, oldest first.
 
         ``name`` is how names begin, ``host`` a host's id or name, ``tags`` are ``key=value`` or
-        ``key`` with any value; ``limit`` is the size of a page.
+        ``key`` with any value, ``template`` is the id or name of the template that they come
+        from; ``limit`` is the size of a page.
         """
-        narrowed = calls.VmQuery(state, name, host, tags, project, limit)
+        narrowed = calls.VmQuery(state, name, host, tags, project, limit, template)
         return self._client.pages(lambda cursor: calls.list_vms(narrowed, cursor))
 
     async def get(self, ref: str) -> Vm:

@@ -114,6 +114,9 @@ def list_vms(
         typer.Option("--tag", help="Only with this tag: key=value, or key; repeatable."),
     ] = None,
     project: Annotated[str | None, typer.Option("--project", help="Only this project's.")] = None,
+    template: Annotated[
+        str | None, typer.Option("--template", help="Only of this template.")
+    ] = None,
     output: Output = None,
 ) -> None:
     """List VMs.
@@ -122,7 +125,9 @@ def list_vms(
     """
     from nexus.cli import vms
 
-    narrowed = vms.ListOptions(state=state, name=name, host=host, tags=tag or [], project=project)
+    narrowed = vms.ListOptions(
+        state=state, name=name, host=host, tags=tag or [], project=project, template=template
+    )
     vms.ls(session(context, output), narrowed)
 
 

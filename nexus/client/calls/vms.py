@@ -37,6 +37,7 @@ class VmQuery:
     tags: Sequence[str] = ()
     project: str | None = None
     limit: int | None = None
+    template: str | None = None
 
 
 def list_vms(narrowed: VmQuery, cursor: str | None) -> Call[Page[Vm]]:
@@ -45,6 +46,7 @@ def list_vms(narrowed: VmQuery, cursor: str | None) -> Call[Page[Vm]]:
         "name": narrowed.name,
         "host": narrowed.host,
         "tag": narrowed.tags,
+        "template": narrowed.template,
         "project": narrowed.project,
         "limit": narrowed.limit,
         "cursor": cursor,

@@ -1,0 +1,192 @@
+"""``nexus template …``"""
+
+from typing import Annotated
+
+import typer
+
+from nexus.cli.complete import template_names
+from nexus.cli.furnish import Given, furnished
+from nexus.cli.options import Output, Timeout, session
+
+commands = typer.Typer(help="Descriptions of VMs, in versions.", no_args_is_help=True)
+
+Name = Annotated[
+    str, typer.Argument(help="A template's name or id.", autocompletion=template_names)
+]
+File = Annotated[
+    str | None, typer.Option("-f", "--file", help="YAML or JSON with fields of a spec; - is stdin.")
+]
+Note = Annotated[str, typer.Option("--note", help="Why, in one line.")]
+Version = Annotated[int | None, typer.Option("--version", min=1, help="The newest if left away.")]
+
+
+@commands.command("ls")
+def list_templates(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Option("--name", help="Only names that begin so.")] = None,
+    output: Output = None,
+) -> None:
+    """List templates.
+
+    Example: nexus template ls
+    """
+    from nexus.cli import templates
+
+    templates.ls(session(context, output), name)
+
+
+@commands.command("create")
+@furnished
+def create_template(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The template's name.")],
+    file: File = None,
+    from_vm: Annotated[str | None, typer.Option("--from", help="As this VM is now.")] = None,
+    note: Note = "",
+    output: Output = None,
+    *,
+    given: Given,
+) -> None:
+    """Create a template from options, a file, or a VM; options come before the others.
+
+    Example: nexus template create worker --rootfs busybox --mem 128M --tag team=blue --ttl 2h
+    Example: nexus template create like-web --from web
+    """
+    from nexus.cli import templates
+
+    templates.create(session(context, output), name, given, file, from_vm, note)
+
+
+@commands.command("show")
+def show_template(
+    context: typer.Context, name: Name, version: Version = None, output: Output = None
+) -> None:
+    """Show a template, or one of its versions.
+
+    Example: nexus template show worker --version 1
+    """
+    from nexus.cli import templates
+
+    templates.show(session(context, output), name, version)
+
+
+@commands.command("versions")
+def list_versions(context: typer.Context, name: Name, output: Output = None) -> None:
+    """List the versions of a template.
+
+    Example: nexus template versions worker
+    """
+    from nexus.cli import templates
+
+    templates.versions(session(context, output), name)
+
+
+@commands.command("update")
+@furnished
+def update_template(
+    context: typer.Context,
+    name: Name,
+    file: File = None,
+    note: Note = "",
+    output: Output = None,
+    *,
+    given: Given,
+) -> None:
+    """Make a new version: what is given is so from then on, the rest stays.
+
+    Example: nexus template update worker --mem 256M --note "more room"
+    """
+    from nexus.cli import templates
+
+    templates.update(session(context, output), name, given, file, note)
+
+
+@commands.command("edit")
+def edit_template(
+    context: typer.Context, name: Name, note: Note = "", output: Output = None
+) -> None:
+    """Make a new version in $EDITOR.
+
+    Example: nexus template edit worker
+    """
+    from nexus.cli import templates
+
+    templates.edit(session(context, output), name, note)
+
+
+@commands.command("diff")
+def diff_template(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(autocompletion=template_names)] = None,
+    before: Annotated[int | None, typer.Argument(min=1, help="The newest but one.")] = None,
+    after: Annotated[int | None, typer.Argument(min=1, help="The newest.")] = None,
+    vm: Annotated[
+        str | None, typer.Option("--vm", help="A VM, against the version that it comes from.")
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Show how two versions differ, or a VM from its version.
+
+    Example: nexus template diff worker 1 2
+    Example: nexus template diff --vm worker-1
+    """
+    from nexus.cli import templates
+
+    templates.diff(session(context, output), name, before, after, vm)
+
+
+@commands.command("run")
+@furnished
+def run_template(
+    context: typer.Context,
+    template: Name,
+    name: Annotated[str | None, typer.Option("--name", help="Name and host name.")] = None,
+    version: Version = None,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, max=1000, help="So many: NAME-1, NAME-2 …")
+    ] = None,
+    expires_at: Annotated[
+        str | None, typer.Option("--expires-at", help="Gone at this time: 2026-01-31T12:00:00Z.")
+    ] = None,
+    start: Annotated[bool | None, typer.Option("--start/--no-start")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it runs.")] = True,
+    timeout: Timeout = 60.0,
+    output: Output = None,
+    *,
+    given: Given,
+) -> None:
+    """Create a VM of a template, or many. Options come before what the template says.
+
+    Example: nexus template run worker --name job --count 3 --mem 512M
+    """
+    from nexus.cli import templates
+
+    templates.run(
+        session(context, output),
+        template,
+        given,
+        {
+            "name": name,
+            "version": version,
+            "count": count,
+            "expires_at": expires_at,
+            "start": start,
+        },
+        wait=wait,
+        timeout_s=timeout,
+    )
+
+
+@commands.command("rm")
+def remove_templates(
+    context: typer.Context,
+    names: Annotated[list[str], typer.Argument(help="Names or ids.")],
+    output: Output = None,
+) -> None:
+    """Delete templates with all their versions. Their VMs stay.
+
+    Example: nexus template rm worker
+    """
+    from nexus.cli import templates
+
+    templates.remove(session(context, output), names)
