@@ -15,7 +15,7 @@ from nexus.manager import methods, openapi, security
 from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, VmRow
+from nexus.manager.db.tables import HostRow, SnapshotRow, VmRow
 from nexus.manager.feed import EventFeed
 from nexus.manager.idempotency import Idempotency, prune_for_ever
 from nexus.manager.pipelines import leases, retention
@@ -23,6 +23,7 @@ from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.hosts import HostPipeline
 from nexus.manager.pipelines.networks import NetworkPush
+from nexus.manager.pipelines.snapshots import SnapshotPipeline
 from nexus.manager.pipelines.uploads import sweep_uploads
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.routes import (
@@ -34,6 +35,7 @@ from nexus.manager.routes import (
     networks,
     proxy,
     quotas,
+    snapshots,
     templates,
     uploads,
     vm_actions,
@@ -43,6 +45,7 @@ from nexus.manager.routes import (
     vm_exec,
     vm_files,
     vm_forwards,
+    vm_snapshots,
     vm_why,
     vms,
     volumes,
@@ -54,6 +57,8 @@ from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.networks import Networks
 from nexus.manager.services.quotas import Quotas
+from nexus.manager.services.snapshot_use import SnapshotUse
+from nexus.manager.services.snapshots import Snapshots
 from nexus.manager.services.templates import Templates
 from nexus.manager.services.tokens import ensure_admin_token, lookup_in
 from nexus.manager.services.uploads import Uploads
@@ -75,6 +80,7 @@ ROUTERS = (
     vm_actions.router,
     vm_devices.router,
     vm_forwards.router,
+    vm_snapshots.router,
     vm_console.router,
     vm_why.router,
     vm_exec.router,
@@ -83,6 +89,7 @@ ROUTERS = (
     hosts.router,
     networks.router,
     volumes.router,
+    snapshots.router,
     quotas.router,
     templates.router,
     builds.router,
@@ -105,6 +112,7 @@ def make_runtime(settings: Settings) -> Runtime:
     expiry = ExpiryPipeline(db, pipeline)
     network_push = NetworkPush(db, waiters)
     creation = VmCreation(db, pipeline, expiry, settings)
+    snapshot_pipeline = SnapshotPipeline(db, agents, waiters, instance)
     return Runtime(
         settings=settings,
         db=db,
@@ -123,6 +131,9 @@ def make_runtime(settings: Settings) -> Runtime:
         networks=Networks(db, network_push),
         forwards=Forwards(db, network_push, settings.own_port),
         volumes=Volumes(db, agents),
+        snapshot_pipeline=snapshot_pipeline,
+        snapshots=Snapshots(db, agents, snapshot_pipeline, waiters),
+        snapshot_use=SnapshotUse(db, creation, pipeline),
         quotas=Quotas(db),
         templates=Templates(db, images_service, creation),
         hosts=HostService(db),
@@ -172,6 +183,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(runtime.pipeline.run)
             tasks.start_soon(runtime.builds.run)
+            tasks.start_soon(runtime.snapshot_pipeline.run)
             tasks.start_soon(runtime.feed.run)
             tasks.start_soon(retention.run, runtime.db, runtime.settings.events_keep_days)
             tasks.start_soon(sweep_uploads, runtime.uploads)
@@ -193,6 +205,7 @@ async def start(runtime: Runtime) -> None:
         # A manager on SQLite is alone, so every lease is one of a process that died.
         async with runtime.db.write() as session:
             await leases.drop_all(session, VmRow)
+            await leases.drop_all(session, SnapshotRow)
     async with runtime.db.read() as session:
         for host in await session.scalars(select(HostRow)):
             runtime.agents.learn(host.id, host.agent_url)

@@ -11,6 +11,8 @@ from nexus.api.vms import VmState
 from nexus.manager.db.tables import WantedPower
 
 Action = Literal["start", "stop", "pause", "resume", "reboot", "delete"]
+LoadedPower = Literal["running", "paused"]
+"""What follows when a VM was loaded from a snapshot."""
 ACTIONS: tuple[Action, ...] = get_args(Action)
 
 
@@ -85,7 +87,7 @@ def _reboot(vm: Situation) -> Wanted | None:
     return Wanted("running", vm.boot + 1, "requested" if vm.state == "error" else "stopping")
 
 
-def restore(vm: Situation, power: Literal["running", "paused"]) -> Wanted:
+def restore(vm: Situation, power: LoadedPower) -> Wanted:
     """What loading one of its snapshots makes of a VM: another boot, whatever it does now.
 
     Raises InvalidState for one that is on its way out, or on a host that does not answer.

@@ -38,7 +38,9 @@ CHANGES = (404, 409, 412)
 HOSTS = (409, 502, 504)
 """What may come of asking a host."""
 
-ETAGGED = frozenset({"/v1/vms/{ref}", "/v1/images/{ref}", "/v1/templates/{ref}"})
+ETAGGED = frozenset(
+    {"/v1/vms/{ref}", "/v1/images/{ref}", "/v1/templates/{ref}", "/v1/snapshots/{ref}"}
+)
 _ETAG = {"description": "The ETag of what is in the answer.", "schema": {"type": "string"}}
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
@@ -103,6 +105,8 @@ def refusals(path: str, method: str) -> set[int]:
     if path.startswith("/v1/vms") or (path == "/v1/volumes/{ref}" and method == "delete"):
         found.update(HOSTS)
     if path.endswith("/instantiate"):
+        found.update(HOSTS)
+    if path.startswith("/v1/snapshots/{ref}") and method != "get":
         found.update(HOSTS)
     if path == "/v1/images/{ref}":
         found.add(409)

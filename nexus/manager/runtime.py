@@ -14,6 +14,7 @@ from nexus.manager.feed import EventFeed
 from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.networks import NetworkPush
+from nexus.manager.pipelines.snapshots import SnapshotPipeline
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.security import Permission, Principal
 from nexus.manager.services.forwards import Forwards
@@ -22,6 +23,8 @@ from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.networks import Networks
 from nexus.manager.services.quotas import Quotas
+from nexus.manager.services.snapshot_use import SnapshotUse
+from nexus.manager.services.snapshots import Snapshots
 from nexus.manager.services.templates import Templates
 from nexus.manager.services.uploads import Uploads
 from nexus.manager.services.vm_bulk import VmBulk
@@ -56,6 +59,9 @@ class Runtime:
     networks: Networks
     forwards: Forwards
     volumes: Volumes
+    snapshot_pipeline: SnapshotPipeline
+    snapshots: Snapshots
+    snapshot_use: SnapshotUse
     quotas: Quotas
     templates: Templates
     hosts: HostService

@@ -34,6 +34,8 @@ Permission = Literal[
     "volumes:write",
     "templates:read",
     "templates:write",
+    "snapshots:read",
+    "snapshots:write",
     "hosts:read",
     "hosts:write",
     "quotas:read",
@@ -49,13 +51,21 @@ _READ: frozenset[Permission] = frozenset(
         "networks:read",
         "volumes:read",
         "templates:read",
+        "snapshots:read",
         "hosts:read",
         "quotas:read",
         "metrics:read",
     }
 )
 _OPERATE: frozenset[Permission] = frozenset(
-    {"vms:write", "vms:console", "vms:exec", "volumes:write", "templates:write"}
+    {
+        "vms:write",
+        "vms:console",
+        "vms:exec",
+        "volumes:write",
+        "templates:write",
+        "snapshots:write",
+    }
 )
 
 ROLES: dict[Role, frozenset[Permission]] = {

@@ -29,6 +29,7 @@ from nexus.api.networks import (
 )
 from nexus.api.vms import VmError
 from nexus.ids import new_id
+from tests.manager.shelf_double import Shelf
 
 
 class AgentDouble:
@@ -68,6 +69,7 @@ class AgentDouble:
         """What the host was told of networks and forwards, each time."""
         self.network_errors: dict[str, NetworkError] = {}
         """Why networks cannot be, by name."""
+        self.shelf = Shelf(self.machines, self.statuses)
         self._listeners: set[asyncio.Queue[str]] = set()
 
     def app(self) -> FastAPI:
@@ -87,6 +89,7 @@ class AgentDouble:
             self._proxy
         )
         app.websocket("/agent/v1/vms/{vm_id}/console")(self._console)
+        self.shelf.add(app, _Broken)
         guest_routes.add(app, self._guest_socket)
         httpd.install(app)
         return app

@@ -45,6 +45,9 @@ SAMPLES: dict[str, Any] = {
     "/v1/volumes": {"name": "vol-{n}", "size_mib": 8},
     "/v1/templates": {"name": "template-{n}"},
     "/v1/templates/{ref}/instantiate": {"name": "of-it-{n}"},
+    "/v1/vms/{ref}/snapshots": {"name": "snap-{n}"},
+    "/v1/vms/{ref}/restore": {"snapshot": "subject"},
+    "/v1/snapshots/{ref}/instantiate": {"name": "clone-{n}"},
     "/v1/vms/{ref}/forwards": {"host_port": 8080, "guest_port": "{n}"},
 }
 """A body for every POST route that must succeed on a VM that runs. New routes add theirs."""
@@ -96,6 +99,9 @@ async def test_every_post_route_honours_the_key(
     (settings.image_root / "disk").write_bytes(b"a disk" * 100)
     vm = await manager.create(name="subject")
     await manager.http.post("/v1/templates", json={"name": "subject"})
+    if "snapshots" in route or "restore" in route:
+        taken = "/v1/vms/subject/snapshots?wait=ready"
+        await manager.http.post(taken, json={"name": "subject"})
     is_vms = route.startswith("/v1/vms")
     path = route.replace("{ref}", vm["id"] if is_vms else "subject")
     if "{upload_id}" in path:

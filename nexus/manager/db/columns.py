@@ -175,3 +175,9 @@ class Blueprint(Wire):
     def every_drive(self) -> list[StoredDrive]:
         """The root disk as well, if there is one."""
         return [*self.drives, self.root] if self.root is not None else self.drives
+
+    @property
+    def images(self) -> list[StoredImage]:
+        """All that a boot from the kernel needs, and what its drives began as."""
+        found = [self.kernel, self.initrd, self.rootfs, *(each.image for each in self.drives)]
+        return [image for image in found if image is not None]

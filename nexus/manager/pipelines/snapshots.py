@@ -102,14 +102,16 @@ class SnapshotPipeline:
         """Calls and applies until the snapshot is settled, has to rest, or the lease is lost."""
         structlog.contextvars.bind_contextvars(snapshot_id=row.id, request_id=row.wanted_in)
         token = row.lease_token or ""
-        with self.holding(token):
-            try:
-                found: SnapshotRow | None = row
-                while found is not None:
-                    found = await self._round(found, token)
-            except (SQLAlchemyError, OSError):
-                # The lease runs out and the snapshot is tried again.
-                log.exception("work on a snapshot failed")
+        self._held.add(token)
+        try:
+            found: SnapshotRow | None = row
+            while found is not None:
+                found = await self._round(found, token)
+        except (SQLAlchemyError, OSError):
+            # The lease runs out and the snapshot is tried again.
+            log.exception("work on a snapshot failed")
+        # Not when cancelled: then ``run`` gives the lease back.
+        self._held.discard(token)
         self.waiters.notify(row.id)
 
     async def _round(self, seen: SnapshotRow, token: str) -> SnapshotRow | None:

@@ -29,7 +29,7 @@ from nexus.images.store import SHA256, Store, StoredBlob
 from nexus.manager import etags
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import ImageRow, VmRow
+from nexus.manager.db.tables import ImageRow, SnapshotRow, VmRow
 from nexus.manager.db.template_tables import TemplateRow, TemplateVersionRow
 from nexus.manager.image_root import open_under
 from nexus.manager.turns import turn
@@ -218,6 +218,12 @@ class Images:
                         f"the image {row.name} is used by {_some(users)}",
                         suggestion=f"delete them first: nexus rm {users[0]}",
                     )
+                snapshots = await _in_snapshots(unit.session, row)
+                if snapshots:
+                    raise InUse(
+                        f"VMs of the snapshot {', '.join(snapshots[:3])} boot the image {row.name}",
+                        suggestion=f"delete it first: nexus snapshot rm {snapshots[0]}",
+                    )
                 sha256 = row.sha256
                 await unit.session.delete(row)
             await self.discard({sha256})
@@ -261,6 +267,8 @@ class Images:
                 needed |= {image.sha256 for image in contents if image is not None}
             for held in await session.scalars(select(TemplateVersionRow.images)):
                 needed |= {image.sha256 for image in held.every}
+            for blueprint in await session.scalars(select(SnapshotRow.blueprint)):
+                needed |= {image.sha256 for image in blueprint.images}
         for sha256 in suspects - needed:
             await to_thread.run_sync(self.store.remove, sha256)
         return len(suspects - needed)
@@ -378,6 +386,15 @@ async def _users(session: AsyncSession, image: ImageRow) -> list[str]:
             content is not None and content.id == image.id
             for content in (*contents, *(drive.image for drive in drives))
         )
+    ]
+
+
+async def _in_snapshots(session: AsyncSession, image: ImageRow) -> list[str]:
+    """The names of the snapshots whose clones need an image."""
+    query = select(SnapshotRow.name, SnapshotRow.blueprint)
+    found = await session.execute(query.where(SnapshotRow.project == image.project))
+    return [
+        name for name, blueprint in found if any(used.id == image.id for used in blueprint.images)
     ]
 
 

@@ -9,8 +9,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.endings import LastExit
 from nexus.api.errors import NexusError, NotFound
+from nexus.api.origins import Identity
 from nexus.api.vms import LogChunk, LogSource, VmError, VmEvent
 from nexus.api.why import VmWhy, WhyState
+from nexus.manager import lifecycle
 from nexus.manager.agents import Agents
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import VmEventRow, VmRow, WantedPower
@@ -47,6 +49,8 @@ class Facts:
     last_exit: LastExit | None = None
     devices_error: VmError | None = None
     """Why its VMM does not take what is wanted of its devices."""
+    identity: Identity | None = None
+    """Whether the guest of a loaded VM has become itself."""
 
 
 async def why(db: Database, agents: Agents, ref: str, project: str) -> VmWhy:
@@ -73,6 +77,7 @@ async def why(db: Database, agents: Agents, ref: str, project: str) -> VmWhy:
             restart_at=row.restart_at,
             last_exit=row.last_exit,
             devices_error=row.devices_error,
+            identity=row.identity,
         )
     turn = turning_point(facts)
     tail = chunk.lines if chunk is not None else []
@@ -125,12 +130,20 @@ def summary(facts: Facts) -> str:
     said += _of_restarts(facts)
     if facts.devices_error is not None and facts.state in ("running", "paused"):
         said += f"; {facts.devices_error.message}"
+    if _is_another(facts):
+        said += f"; {lifecycle.identified(facts.identity)[1]}" if facts.identity else ""
     goal = _GOALS.get(facts.power) if facts.power is not None else None
     if facts.unsettled and facts.state in ("requested", "running", "paused") and goal:
         said += f"; it is to {goal}"
     if facts.attempts and facts.state != "unknown":
         said += f"; its host was asked {facts.attempts} times in vain, and is asked again"
     return said
+
+
+def _is_another(facts: Facts) -> bool:
+    """Whether its guest still believes to be the VM that its snapshot was taken of."""
+    unknown = facts.identity is not None and facts.identity.state in ("failed", "absent")
+    return unknown and facts.state in ("running", "paused")
 
 
 def _of_restarts(facts: Facts) -> str:
@@ -204,6 +217,8 @@ def next_commands(facts: Facts) -> list[str]:
             return [f"nexus start {name}"]
         case "running" if _panicked(facts):
             return [f"nexus stop --force {name}", f"nexus logs {name} --tail 100"]
+        case "running" if _is_another(facts):
+            return [f"nexus reboot {name}", f"nexus console {name}"]
         case "running":
             return [f"nexus console {name}", f"nexus logs -f {name}"]
         case "paused":

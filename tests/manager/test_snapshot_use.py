@@ -1,0 +1,156 @@
+"""VMs made from snapshots, and a VM put back to its own."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+import pytest
+
+from nexus.api.origins import Identity
+from tests.manager.agent_double import AgentDouble
+from tests.manager.core import Manager, until
+from tests.manager.test_snapshots import refused, take
+
+pytestmark = pytest.mark.anyio
+
+
+async def clone(manager: Manager, query: str = "?wait=running", **body: Any) -> dict[str, Any]:
+    answer = await manager.http.post(f"/v1/snapshots/base/instantiate{query}", json=body)
+    assert answer.status_code == 201, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def test_clones_are_vms_of_their_own(manager: Manager, agent: AgentDouble) -> None:
+    source = await manager.create(
+        name="web",
+        tags={"team": "blue"},
+        ttl=9999,
+        restart_policy="always",
+        rootfs_size_mib=64,
+        drives=[{"name": "db", "size_mib": 8}],
+        nics=[{"limits": {"rx_mbit_s": 10.0}}],
+        ssh_keys=["ssh-ed25519 AAAAC3Nz"],
+    )
+    base = await take(manager, name="base")
+    made = await clone(manager, name="job", count=3)
+    assert [vm["name"] for vm in made["items"]] == ["job-1", "job-2", "job-3"]
+    everyone = [source, *made["items"]]
+    assert len({vm["nics"][0]["ip"] for vm in everyone}) == 4
+    assert len({vm["nics"][0]["mac"] for vm in everyone}) == 4
+    first = made["items"][0]
+    assert first["origin"] == {"snapshot": base["id"], "name": "base", "boot": 1}
+    assert (first["tags"], first["expires_at"]) == ({"team": "blue"}, None)
+    assert (first["restart_policy"], first["host_id"]) == ("always", base["host_id"])
+    machine, of_source = agent.machines[first["id"]], agent.machines[source["id"]]
+    assert machine.origin is not None
+    assert (machine.origin.snapshot, machine.origin.boot, machine.boot) == (base["id"], 1, 1)
+    for field in ("kernel", "rootfs", "drives", "rootfs_size_mib", "mem_mib", "ssh_keys"):
+        assert getattr(machine, field) == getattr(of_source, field)
+    assert machine.nics[0].limits == of_source.nics[0].limits
+    assert of_source.origin is None
+    created = (await manager.http.get("/v1/vms/job-1/events")).json()["items"][0]
+    assert (created["reason"], "snapshot base" in created["message"]) == ("created", True)
+
+    other = await clone(
+        manager, "?wait=paused", tags={}, start=False, ttl=60, restart_policy="never"
+    )
+    item = other["item"]
+    assert (item["state"], item["tags"], item["restart_policy"]) == ("paused", {}, "never")
+    assert item["expires_at"] is not None
+    assert agent.machines[item["id"]].power == "paused"
+    await manager.http.post(f"/v1/vms/{item['id']}/resume?wait=running")
+    assert agent.machines[item["id"]].boot == 1, "resumed, not loaded again"
+    # All of them are there, so the snapshot may go.
+    assert (await manager.http.delete("/v1/snapshots/base?wait=deleted")).status_code == 200
+    await manager.http.post("/v1/vms/job-1/stop?wait=stopped")
+    await manager.http.post("/v1/vms/job-1/start?wait=running")
+    again = agent.machines[first["id"]]
+    assert (again.boot, again.origin) == (2, machine.origin), "a later boot is not loaded"
+
+
+async def test_what_cannot_be_cloned(manager: Manager, agent: AgentDouble) -> None:
+    await manager.create(name="web", mem_mib=1024)
+    await take(manager, name="base")
+    url = "/v1/snapshots/base/instantiate"
+    assert (await refused(manager, "POST", url, name="web"))[:2] == (409, "name_taken")
+    assert (await refused(manager, "POST", url, ttl=1, expires_at="2099-01-01T00:00:00Z"))[0] == 422
+    assert (await refused(manager, "POST", url, networks=["default", "default"]))[0] == 422
+    assert (await refused(manager, "POST", url, networks=["nowhere"]))[0] == 404
+    assert (await refused(manager, "POST", url, count=1000))[:2] == (409, "no_capacity")
+    assert (await refused(manager, "POST", "/v1/snapshots/nope/instantiate"))[0] == 404
+    vms = (await manager.http.get("/v1/vms")).json()["items"]
+    assert [vm["name"] for vm in vms] == ["web"], "none of them was made"
+
+
+async def test_a_snapshot_that_is_being_loaded_stays(
+    sqlite_manager: Manager, agent: AgentDouble
+) -> None:
+    manager = sqlite_manager
+    await manager.add_defaults()
+    await manager.create(name="web")
+    await take(manager, name="base")
+    agent.hold = anyio.Event()
+    await clone(manager, "", name="slow")
+    code, error, message = await refused(manager, "DELETE", "/v1/snapshots/base")
+    assert (code, error, "VM slow" in message) == (409, "in_use", True)
+    agent.hold.set()
+    await manager.becomes("slow", "running")
+    assert (await manager.http.delete("/v1/snapshots/base?wait=deleted")).status_code == 200
+
+
+async def test_restored_in_place(manager: Manager, agent: AgentDouble) -> None:
+    vm = await manager.create(name="web", rootfs_size_mib=64)
+    base = await take(manager, name="base")
+    await manager.http.patch("/v1/vms/web/drives/rootfs?wait=applied", json={"size_mib": 128})
+    answer = await manager.http.post("/v1/vms/web/restore?wait=running", json={"snapshot": "base"})
+    assert answer.status_code == 200, answer.text
+    back = answer.json()["item"]
+    assert (back["boot"], back["state"]) == (2, "running")
+    assert back["origin"] == {"snapshot": base["id"], "name": "base", "boot": 2}
+    assert back["nics"] == vm["nics"], "its addresses stay"
+    machine = agent.machines[vm["id"]]
+    assert (machine.boot, machine.rootfs_size_mib) == (2, 64), "as large as it was then"
+    assert machine.origin is not None
+    assert (machine.origin.snapshot, machine.origin.boot) == (base["id"], 2)
+    assert "restore_requested" in await manager.reasons("web")
+
+    await manager.http.post("/v1/vms/web/stop?wait=stopped")
+    paused = await manager.http.post(
+        "/v1/vms/web/restore?wait=paused", json={"snapshot": base["id"], "start": False}
+    )
+    assert (paused.json()["item"]["state"], paused.json()["item"]["boot"]) == ("paused", 3)
+
+    await clone(manager, name="other")
+    code, error, message = await refused(manager, "POST", "/v1/vms/other/restore", snapshot="base")
+    assert (code, error, "'web'" in message) == (409, "conflict", True)
+
+
+async def test_who_a_clone_is(sqlite_manager: Manager, agent: AgentDouble) -> None:
+    manager = sqlite_manager
+    await manager.add_defaults()
+    await manager.create(name="web")
+    await take(manager, name="base")
+    vm = (await clone(manager, name="twin"))["item"]
+    assert vm["identity"] is None
+
+    async def said(state: str) -> dict[str, Any] | None:
+        found = await manager.vm("twin")
+        known = found["identity"]
+        return found if known and known["state"] == state else None
+
+    now = datetime.now(UTC)
+    agent.push(vm["id"], identity=Identity(state="pending"))
+    await until("it is pending", lambda: said("pending"))
+    agent.push(vm["id"], identity=Identity(state="failed", message="no such link", at=now))
+    await until("it failed", lambda: said("failed"))
+    why = (await manager.http.get("/v1/vms/twin/why")).json()["item"]
+    assert "no such link" in why["summary"]
+    assert why["next"][0] == "nexus reboot twin"
+    agent.push(vm["id"], identity=Identity(state="applied", at=now))
+    await until("it is itself", lambda: said("applied"))
+    reasons = await manager.reasons("twin")
+    assert reasons[-2:] == ["identity_failed", "identified"]
+    agent.push(vm["id"], identity=Identity(state="applied", at=now))
+    await manager.http.post("/v1/vms/twin/pause?wait=paused")
+    assert (await manager.reasons("twin")).count("identified") == 1
