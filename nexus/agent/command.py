@@ -22,6 +22,7 @@ def vmm_command(
     vmm: Sequence[str],
     paths: VmPaths,
     *,
+    boots: bool = True,
     jail: Jail | None = None,
     scope: bool = False,
     cgroup_version: int = 2,
@@ -29,9 +30,11 @@ def vmm_command(
     """The argument list. Its ``--id`` and working directory are what the VMM is found by again.
 
     ``scope`` puts it into ``fc-{id}.scope``, so that systemd does not end it with the agent;
-    systemd-run keeps the pid, and so does the jailer.
+    systemd-run keeps the pid, and so does the jailer. One that does not boot waits for a snapshot.
     """
-    own = ["--api-sock", API_SOCKET, "--config-file", VMM_CONFIG]
+    own = ["--api-sock", API_SOCKET]
+    if boots:
+        own += ["--config-file", VMM_CONFIG]
     own += ["--log-path", VMM_LOG, "--level", "Info"]
     if jail is None:
         command = [*vmm, "--id", paths.vm_id, *own]

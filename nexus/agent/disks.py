@@ -9,10 +9,14 @@ from nexus.agent.atomic import write_atomically
 from nexus.agent.drives import ensure_drive, ensure_root, ensure_volume, grow_file, link, own
 from nexus.agent.errors import StageFailed, disk_failure
 from nexus.agent.layout import (
+    CAPTURED_MEMORY,
+    CAPTURED_STATE,
     CONFIG_DRIVE,
     INITRD,
     KERNEL,
     ROOTFS,
+    SNAPSHOT_MEMORY,
+    SNAPSHOT_STATE,
     VMM_LOG,
     VmPaths,
     drive_file,
@@ -133,12 +137,31 @@ def before_boot(paths: VmPaths, owner: int | None) -> None:
             os.chown(paths.root, owner, owner)
 
 
+def before_load(paths: VmPaths, owner: int | None) -> None:
+    """The VM's directory as a VMM wants to find it that is to load a snapshot.
+
+    Raises StageFailed("disk").
+    """
+    with _told_as_disk_failure(paths):
+        ensure_folder(paths)
+    before_boot(paths, owner)
+
+
 def after_exit(paths: VmPaths) -> None:
     """Clears what a VMM that ended leaves; disk, logs and config stay."""
     paths.socket.unlink(missing_ok=True)
     paths.vsock.unlink(missing_ok=True)
+    for name in (SNAPSHOT_MEMORY, SNAPSHOT_STATE):
+        (paths.root / name).unlink(missing_ok=True)
+    clear_captured(paths)
     if paths.jailed:
         clear_jail(paths.root)
+
+
+def clear_captured(paths: VmPaths) -> None:
+    """Removes what a capture that was cut off left in the VM's root."""
+    for name in (CAPTURED_MEMORY, CAPTURED_STATE):
+        remove_tree(paths.root / name)
 
 
 def clear_jail(root: Path) -> None:

@@ -57,6 +57,12 @@ class StageFailed(Exception):
         )
 
 
+def host_full(what: str, error: OSError, place: Path) -> NexusError:
+    """What the file system refused of something that somebody asked for: nothing of it is left."""
+    failed = disk_failure(error, place).error
+    return HostFull(f"{what}: {failed.message}", suggestion=failed.suggestion)
+
+
 def disk_failure(error: OSError, place: Path) -> StageFailed:
     """What the file system refused, and what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

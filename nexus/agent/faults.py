@@ -16,6 +16,20 @@ POINTS = (
     "after_tune",
     "after_kill",
     "after_trash",
+    "capture_paused",
+    "capture_created",
+    "capture_cloned",
+    "capture_resumed",
+    "snapshot_sealed",
+    "snapshot_kept",
+    "snapshot_merged",
+    "snapshot_going",
+    "load_spawned",
+    "load_placing",
+    "load_placed",
+    "load_ready",
+    "load_loaded",
+    "identity_applied",
 )
 
 _chosen = os.environ.get("NEXUS_FAULT")

@@ -3,13 +3,14 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 
 import anyio
 import anyio.abc
 import anyio.to_thread
 import structlog
 
-from nexus.agent import disks, drives, faults, process
+from nexus.agent import capture, disks, drives, faults, loading, process
 from nexus.agent.atomic import write_atomically
 from nexus.agent.command import choose_jail_uid
 from nexus.agent.errors import Expired, HostFull, StaleGeneration, disk_failure
@@ -17,10 +18,13 @@ from nexus.agent.events import Feed
 from nexus.agent.expiry import Expiry, is_over
 from nexus.agent.layout import Layout
 from nexus.agent.machine import MachineLife
+from nexus.agent.plan import wants_load
 from nexus.agent.record import Record, load_desired, load_record
+from nexus.agent.snapshots import Shelf
 from nexus.agent.tools import Tools
-from nexus.api.errors import InUse, NotFound
+from nexus.api.errors import Conflict, InUse, NotFound
 from nexus.api.machines import Machine, MachineStatus
+from nexus.api.snapshots import HostSnapshot, SnapshotOrder
 
 log = structlog.get_logger("fleet")
 
@@ -34,6 +38,7 @@ class Fleet:
         self.feed = feed
         self._tasks = tasks
         self._machines: dict[str, MachineLife] = {}
+        self.shelf = Shelf(layout)
         self._expiry = Expiry(self._wanted, self.delete)
 
     @classmethod
@@ -52,7 +57,8 @@ class Fleet:
     async def ensure(self, desired: Machine) -> MachineStatus:
         """Makes the machine so; returns when there is nothing left to do for it.
 
-        Raises StaleGeneration when a newer one is known, Expired when its time is up.
+        Raises StaleGeneration when a newer one is known, Expired when its time is up, and what
+        ``loading.loadable`` raises for a machine that is there and a snapshot that does not fit.
         """
         machine = self._machines.get(desired.id)
         while machine is not None and machine.deleting:
@@ -71,6 +77,11 @@ class Fleet:
                 f"the time of VM {desired.id} was up at {desired.expires_at}",
                 suggestion="compare the clocks of manager and host (timedatectl)",
             )
+        if machine is not None and desired.origin and wants_load(desired, machine.record.boot):
+            # Before the wish is taken up: what runs now is not ended for a snapshot that cannot
+            # be loaded.
+            engine = machine.record.engine if machine.record.jailed else self.tools.engine
+            await loading.loadable(self.shelf, desired.origin, desired, self.tools, engine)
         if machine is None:
             machine = self._begin(desired)
         elif desired != machine.desired:
@@ -102,6 +113,22 @@ class Fleet:
                 )
         drives.remove_volume(self.layout.volume(volume_id))
 
+    async def capture(self, order: SnapshotOrder) -> HostSnapshot:
+        """The snapshot of a VM; returns when it is whole and durable, or was before.
+
+        Raises NotFound, Conflict, InvalidState or HostFull; then there is nothing of it.
+        """
+        machine = self.get(order.vm_id)
+        async with machine.captures.turn:
+            kept = self.shelf.find(order.id)
+            if kept is not None:
+                return _same(kept, order)
+            with self.shelf.making(order.id) as folder:
+                taken = await machine.capture(order, folder)
+                kept = await self.shelf.keep(order.id, partial(capture.seal, taken, folder))
+        machine.snapshot_kept(order.id)
+        return kept
+
     def get(self, vm_id: str) -> MachineLife:
         """Raises NotFound."""
         machine = self._machines.get(vm_id)
@@ -125,7 +152,7 @@ class Fleet:
             jailed=jailed,
             uid=choose_jail_uid(desired.id, taken) if jailed else None,
         )
-        machine = MachineLife(desired, record, self.layout, self.tools, self._publish)
+        machine = MachineLife(desired, record, self.layout, self.tools, self.shelf, self._publish)
         folder = machine.paths.dir
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -168,6 +195,7 @@ class Fleet:
     async def _take_up(self) -> None:
         """Finishes deletions, finds living VMMs, and lets every machine go on where it was."""
         self.layout.prepare()
+        await anyio.to_thread.run_sync(self.shelf.take_up)
         await self.tools.network.restore(self._remembered())
         for vm_id in self.layout.trashed_ids():
             await self.tools.network.remove_taps(vm_id)
@@ -205,7 +233,17 @@ class Fleet:
             await self.tools.network.remove_taps(vm_id)
         elif record.phase not in ("starting", "running"):
             record.phase = "starting"
-        machine = MachineLife(desired, record, self.layout, self.tools, self._publish, vmm)
+        machine = MachineLife(
+            desired, record, self.layout, self.tools, self.shelf, self._publish, vmm
+        )
         # Before anybody asks: its first answer is what is, not what was being found out.
         await machine.look()
         self._add(machine)
+
+
+def _same(kept: HostSnapshot, order: SnapshotOrder) -> HostSnapshot:
+    if (kept.vm_id, kept.kind, kept.parent_id) != (order.vm_id, order.kind, order.parent_id):
+        raise Conflict(
+            f"this host has another snapshot {order.id}", suggestion="give this one its own id"
+        )
+    return kept

@@ -1,7 +1,9 @@
 """What this host is and what it has left."""
 
 import os
+import platform
 import socket
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -39,6 +41,16 @@ def capacity(settings: Settings, vms: int) -> Capacity:
         disk_available_mib=disk.f_bavail * disk.f_frsize // _MIB,
         vms=vms,
     )
+
+
+@cache
+def cpu_model() -> str:
+    """The model of this host's CPUs, as the kernel names it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
 
 
 def meminfo(text: str) -> dict[str, int]:

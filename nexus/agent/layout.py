@@ -15,6 +15,10 @@ API_SOCKET = "api.sock"
 VSOCK_SOCKET = "v.sock"
 VMM_CONFIG = "vmm.json"
 VMM_LOG = "vmm.log"
+SNAPSHOT_MEMORY = "snap.mem"
+SNAPSHOT_STATE = "snap.state"
+CAPTURED_MEMORY = ".mem.new"
+CAPTURED_STATE = ".state.new"
 """Names inside a VM's root, as they are given to the VMM."""
 
 MAX_NICS = 8
@@ -47,6 +51,38 @@ def drive_file(name: str) -> str:
     if _DRIVE.fullmatch(name) is None:
         raise ValueError(f"not a drive's name: {name[:64]!r}")
     return f"drive-{name}.img"
+
+
+def is_disk(name: str) -> bool:
+    """Whether a file of that name in a VM's root is one of its disks."""
+    stem = name.removeprefix("drive-").removesuffix(".img")
+    named = name.startswith("drive-") and name.endswith(".img")
+    return name in (ROOTFS, CONFIG_DRIVE) or (named and _DRIVE.fullmatch(stem) is not None)
+
+
+@dataclass(frozen=True)
+class SnapshotPaths:
+    """The files of one snapshot (docs/snapshots.md)."""
+
+    dir: Path
+
+    @property
+    def memory(self) -> Path:
+        return self.dir / "mem"
+
+    @property
+    def state(self) -> Path:
+        return self.dir / "state"
+
+    @property
+    def meta(self) -> Path:
+        return self.dir / "meta.json"
+
+    def disk(self, name: str) -> Path:
+        """A disk by its name in the VM's root. Raises ValueError for anything else."""
+        if not is_disk(name):
+            raise ValueError(f"not a disk's file: {name[:64]!r}")
+        return self.dir / name
 
 
 @dataclass(frozen=True)
@@ -101,6 +137,15 @@ class VmPaths:
     def vmm_log(self) -> Path:
         return self.root / VMM_LOG
 
+    @property
+    def snapshot_memory(self) -> Path:
+        """A second name of the memory that a VMM loads, for as long as it takes."""
+        return self.root / SNAPSHOT_MEMORY
+
+    @property
+    def snapshot_state(self) -> Path:
+        return self.root / SNAPSHOT_STATE
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -129,6 +174,25 @@ class Layout:
         return self.volumes_dir / f"{volume_id}.img"
 
     @property
+    def snapshots_dir(self) -> Path:
+        """Snapshots; on the file system of the VMs, which have links to their memory."""
+        return self.run_dir / "snapshots"
+
+    def snapshot(self, snapshot_id: str) -> SnapshotPaths:
+        """A whole snapshot. Raises ValueError for anything that is not a UUIDv7."""
+        return SnapshotPaths(self.snapshots_dir / _snapshot_id(snapshot_id))
+
+    def snapshot_in_making(self, snapshot_id: str) -> SnapshotPaths:
+        return SnapshotPaths(self.snapshots_dir / f".{_snapshot_id(snapshot_id)}.new")
+
+    def snapshot_going(self, snapshot_id: str) -> SnapshotPaths:
+        return SnapshotPaths(self.snapshots_dir / f".{_snapshot_id(snapshot_id)}.old")
+
+    def snapshot_ids(self) -> list[str]:
+        """Ids of all whole snapshots, the oldest first."""
+        return _ids_in(self.snapshots_dir)
+
+    @property
     def networks_file(self) -> Path:
         """The networks and forwards that the manager asked for last."""
         return self.run_dir / "networks.json"
@@ -154,8 +218,14 @@ class Layout:
     def prepare(self) -> None:
         """Makes the folders, readable by root alone."""
         self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
-        for folder in (self.vms_dir, self.trash_dir, self.volumes_dir):
+        for folder in (self.vms_dir, self.trash_dir, self.volumes_dir, self.snapshots_dir):
             folder.mkdir(exist_ok=True, mode=0o700)
+
+
+def _snapshot_id(text: str) -> str:
+    if not is_vm_id(text):
+        raise ValueError(f"not a snapshot's id: {text[:64]!r}")
+    return text
 
 
 def _ids_in(folder: Path) -> list[str]:

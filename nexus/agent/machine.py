@@ -8,7 +8,9 @@ step can run twice and can be cut off anywhere: what was begun is in ``status.js
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Literal, TypeVar
 
 import anyio
@@ -16,20 +18,27 @@ import anyio.abc
 import anyio.to_thread
 import structlog
 
-from nexus.agent import disks, faults, restarts, starting, tuning
+from nexus.agent import capture, disks, faults, identity, loading, restarts, starting, tuning
 from nexus.agent.atomic import write_atomically
 from nexus.agent.attention import Attention
+from nexus.agent.capture import Capture, Captures, Taken
 from nexus.agent.ending import CONSOLE_LINES, Ending, how_it_ended, last_lines
 from nexus.agent.errors import StageFailed, disk_failure
-from nexus.agent.layout import Layout, VmPaths, tap_name
-from nexus.agent.plan import Seen, Step, plan, restart_at, state_of
+from nexus.agent.identity import KnownAs
+from nexus.agent.layout import Layout, SnapshotPaths, VmPaths
+from nexus.agent.plan import Seen, Step, plan, restart_at, wants_load
 from nexus.agent.process import Vmm
 from nexus.agent.record import Record
 from nexus.agent.restarts import FRESH
+from nexus.agent.snapshots import Shelf
+from nexus.agent.status import status_of
 from nexus.agent.tools import Tools
+from nexus.agent.tuner import Tuner
 from nexus.api.endings import LastExit
-from nexus.api.errors import Conflict
-from nexus.api.machines import Machine, MachineNicStatus, MachineStatus
+from nexus.api.errors import Conflict, NexusError
+from nexus.api.machines import Machine, MachineStatus
+from nexus.api.origins import Identity, Origin
+from nexus.api.snapshots import HostSnapshot, SnapshotOrder
 from nexus.api.vms import VmError
 from nexus.vmm.client import VmmClient
 from nexus.vmm.errors import VmmError, VmmFailure
@@ -38,6 +47,8 @@ KILL_TIMEOUT_S = 10.0
 API_TIMEOUT_S = 5.0
 ASK_AGAIN_S = 1.0
 """A guest that is still booting does not hear Ctrl-Alt-Del, so it is sent until it is down."""
+RESUME_AGAIN_S = 1.0
+"""A VMM that is busy with a snapshot does not hear that its guest is to go on."""
 
 T = TypeVar("T")
 
@@ -53,6 +64,7 @@ class MachineLife:
         record: Record,
         layout: Layout,
         tools: Tools,
+        shelf: Shelf,
         publish: Callable[["MachineLife"], None],
         adopted: Vmm | None = None,
     ) -> None:
@@ -62,11 +74,14 @@ class MachineLife:
         self.paused = False
         self.deleting = False
         self.gone = anyio.Event()
-        self._refusal: VmError | None = None
-        self._refusals = 0
-        self._tune_at: datetime | None = None
+        self._tuner = Tuner()
+        self._captures = Captures()
+        self._taken: str | None = None
+        """The last snapshot of this boot, once it was taken whole."""
+        self._introducing = False
         self._layout = layout
         self._tools = tools
+        self._shelf = shelf
         self._publish = publish
         self._attention = Attention()
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -89,7 +104,7 @@ class MachineLife:
     async def ensure(self, desired: Machine) -> MachineStatus:
         """Makes ``desired`` what is wanted, and returns once there is nothing left to do."""
         self.desired = desired
-        self._tune_at = None
+        self._tuner.wake()
         await self._converged()
         return self.status()
 
@@ -112,23 +127,54 @@ class MachineLife:
                 suggestion=error.suggestion if error else None,
             )
 
+    @property
+    def captures(self) -> Captures:
+        return self._captures
+
+    async def capture(self, order: SnapshotOrder, folder: SnapshotPaths) -> Taken:
+        """A moment of the VM in that folder, taken between two steps of its life.
+
+        Raises NexusError; then the guest goes on, and what is in the folder is worthless.
+        """
+        if self.gone.is_set():
+            raise capture.no_longer(self.desired)
+        with self._captures.asked(order, folder) as asked:
+            self.poke()
+            return await asked.outcome()
+
+    def snapshot_kept(self, snapshot_id: str) -> None:
+        """A snapshot of this VM is on the shelf: a diff may lean on it, if it is the last one."""
+        if self._taken == snapshot_id:
+            self.record.last_snapshot = snapshot_id
+            self._note()
+
     def poke(self) -> None:
         """Has the machine looked at again."""
         self._attention.poke()
 
-    async def look(self) -> None:
-        """Looks whether the guest is paused: somebody may have done that past us."""
-        if self.vmm is not None and self.vmm.alive and self.record.phase == "running":
-            try:
-                self.paused = (await self.client.describe_instance()).state == "Paused"
-            except VmmFailure as error:
-                log.warning("no answer from the VMM", vm=self.id, error=error.message)
+    async def look(self) -> bool:
+        """Looks whether the guest is paused: somebody may have done that past us. False when
+        there is no VMM that says so."""
+        if self.vmm is None or not self.vmm.alive or self.record.phase != "running":
+            return False
+        try:
+            self.paused = (await self.client.describe_instance()).state == "Paused"
+        except VmmFailure as error:
+            log.warning("no answer from the VMM", vm=self.id, error=error.message)
+            return False
+        return True
 
     async def given_power(
         self, power: Literal["running", "paused"], send: Callable[[], Awaitable[T]]
     ) -> T:
         """Has ``send`` pause or resume the guest past us. From now on that is what is wanted: it
         is not taken back at the next look. What ``send`` raises leaves all as it was."""
+        async with self._captures.still:
+            return await self._given_power(power, send)
+
+    async def _given_power(
+        self, power: Literal["running", "paused"], send: Callable[[], Awaitable[T]]
+    ) -> T:
         before = self.desired
         if before.power == "stopped":
             return await send()
@@ -149,32 +195,12 @@ class MachineLife:
 
     def status(self) -> MachineStatus:
         """What is true now, without waiting for anything."""
-        record, seen = self.record, self._seen()
-        applied = not seen.alive or record.told == tuning.wanted(self.desired)
-        return MachineStatus(
-            id=self.id,
-            generation=self.desired.generation,
-            state=state_of(seen, record.error),
-            boot=record.boot,
-            engine=record.engine,
-            pid=self.vmm.pid if self.vmm is not None and seen.alive else None,
-            socket=str(self.paths.socket),
-            nics=[
-                MachineNicStatus(iface=nic.iface, tap=tap_name(self.id, index))
-                for index, nic in enumerate(self.desired.nics)
-            ],
-            configured_at=record.configured_at,
-            started_at=record.started_at,
-            exited_at=record.exited_at,
-            exit_cause=record.exit_cause,
-            error=record.error,
-            observed_at=_now(),
-            devices_applied=applied,
-            devices_error=None if applied else self._refusal,
-            restarts=record.restarts.count,
-            restart_at=restart_at(self.desired, seen),
-            last_exit=record.last_exit,
-        )
+        pid = self.vmm.pid if self.vmm is not None else None
+        seen, refusal = self._seen(), self._tuner.refusal
+        if self.record.capturing is not None and self.desired.power == "running":
+            # It stands still for a moment, and nobody asked for that.
+            seen = replace(seen, paused=False)
+        return status_of(self.desired, self.record, seen, self.paths, pid=pid, refusal=refusal)
 
     # -- the task that owns the machine ------------------------------------------------------
 
@@ -196,10 +222,13 @@ class MachineLife:
                 if not self.gone.is_set():
                     await self._attention.poked(self._rest_s())
             tasks.cancel_scope.cancel()
+        self._captures.refuse(capture.no_longer(self.desired))
         self._attention.dismiss()
 
     def _rest_s(self) -> float | None:
         """Until there will be something to do without anybody asking for it."""
+        if self.record.capturing is not None:
+            return RESUME_AGAIN_S
         due_at = restart_at(self.desired, self._seen())
         return None if due_at is None else max(0.0, (due_at - _now()).total_seconds())
 
@@ -209,23 +238,29 @@ class MachineLife:
 
     async def _pass(self) -> None:
         try:
-            if not self.deleting:
-                await self.look()
+            if not self.deleting and await self.look() and self._goes_on():
+                self._forget_capture()
             while not self.deleting:
                 step = plan(self.desired, self._seen(), _now())
-                if step is Step.NOTHING:
+                if step is not Step.NOTHING:
+                    await self._take(step)
+                elif self._introducing or not await self._capture_next():
                     break
-                await self._take(step)
             if self.deleting:
+                self._captures.refuse(capture.no_longer(self.desired))
                 await self._delete()
                 return
+            self._introduce()
         except StageFailed as failed:
             self._fail(failed.error)
+            self._captures.refuse(capture.not_now(self.desired, failed.error))
         except Exception as error:
             # One machine's surprise must not take the others' agent down.
             log.exception("unexpected error", vm=self.id)
             surprise = f"an unexpected error: {type(error).__name__}: {error}"
             self._fail(VmError(stage="run", message=surprise, suggestion="read the agent's log"))
+            if self.record.error is not None:
+                self._captures.refuse(capture.not_now(self.desired, self.record.error))
         self._publish(self)
 
     def _fail(self, error: VmError) -> None:
@@ -269,7 +304,7 @@ class MachineLife:
             alive=self.vmm is not None and self.vmm.alive,
             paused=self.paused,
             stop_asked_at=self.record.stop_asked_at,
-            tuned=self._is_tuned(),
+            tuned=self._tuner.has_nothing_to_say(self.desired, self.record),
             exit_cause=self.record.exit_cause,
             restarts=self.record.restarts,
         )
@@ -291,33 +326,120 @@ class MachineLife:
     # -- the steps, in the order of a life ---------------------------------------------------
 
     async def _prepare(self) -> None:
-        await starting.ensure_files(self.desired, self.paths, self._tools, self.record.uid)
+        origin = self.desired.origin
+        if origin is not None:
+            await self._place(origin, await self._loadable(origin))
+        else:
+            await starting.ensure_files(self.desired, self.paths, self._tools, self.record.uid)
         self.record.phase = "configured"
         self.record.configured_at = _now()
         self.record.error = None
         self._save()
 
     async def _start(self) -> None:
+        if wants_load(self.desired, self.record.boot):
+            await self._load()
+        else:
+            await self._boot()
+
+    async def _boot(self) -> None:
         begun = time.perf_counter()
-        record, paths = self.record, self.paths
-        desired = self.desired
+        record, paths, desired = self.record, self.paths, self.desired
         if not record.jailed:
             record.engine = self._tools.engine
+        missing = record.placing or (desired.origin if record.configured_at is None else None)
+        if missing is not None:
+            # A load that was cut off, or never tried: what the VM has is not its disks.
+            await self._place(missing, await self._loadable(missing))
         await starting.prepare(desired, paths, self._tools, record.uid)
         prepared = time.perf_counter()
-        self.record = record = Record(
+        self.record = self._record_of_boot()
+        self.record.told = tuning.wanted(desired)
+        await self._launch(begun, prepared)
+
+    async def _load(self) -> None:
+        """The boot that is a snapshot's: its VMM starts while disks and TAPs are made ready."""
+        begun = time.perf_counter()
+        desired, origin = self.desired, self._origin()
+        if not self.record.jailed:
+            self.record.engine = self._tools.engine
+        snapshot = await self._loadable(origin)
+        starting.check_memory(desired.mem_mib, starting.host_memory_mib())
+        disks.before_load(self.paths, self.record.uid)
+        record = self._record_of_boot()
+        if record.placed != origin:
+            record.placing = origin
+        record.loaded_from = snapshot.id
+        record.known_as = KnownAs.of(snapshot)
+        record.identity = Identity(state="pending")
+        record.told = loading.told(snapshot)
+        record.last_snapshot = snapshot.id if record.tracks else None
+        self.record = record
+        await self._launch(begun, time.perf_counter())
+
+    async def _loadable(self, origin: Origin) -> HostSnapshot:
+        """Raises StageFailed."""
+        try:
+            return await loading.loadable(
+                self._shelf, origin, self.desired, self._tools, self.record.engine
+            )
+        except NexusError as error:
+            raise loading.failed(error) from error
+
+    async def _place(self, origin: Origin, snapshot: HostSnapshot) -> None:
+        """The snapshot's disks become the VM's, which does not run."""
+        folder = self._shelf.paths(snapshot.id)
+        place = partial(loading.place, self.desired, snapshot, folder, self.paths, self.record.uid)
+        await anyio.to_thread.run_sync(place)
+        self.record.placed, self.record.placing = origin, None
+
+    async def _make_ready(self) -> None:
+        """What a VMM needs that is to load. Raises StageFailed."""
+        record = self.record
+        snapshot = self._shelf.find(record.loaded_from or "")
+        if snapshot is None:
+            raise loading.gone(record.loaded_from or "")
+        folder, disks_too = self._shelf.paths(snapshot.id), record.placing is not None
+        await loading.make_ready(
+            self.desired, snapshot, folder, self.paths, self._tools, record.uid, disks=disks_too
+        )
+        if disks_too:
+            # Before the guest writes to them: from then on they are not replaced any more.
+            record.placed, record.placing = record.placing, None
+            self._save()
+
+    async def _undo_load(self) -> None:
+        """What the host lacked for this boot it may have when it is asked for again."""
+        await self._kill()
+        self.vmm, record = None, self.record
+        disks.after_exit(self.paths)
+        await self._tools.network.remove_taps(self.id)
+        record.boot, record.phase, record.killed = record.boot - 1, "configured", False
+        record.pid = record.start_ticks = record.identity = record.loaded_from = None
+        self._note()
+
+    def _record_of_boot(self) -> Record:
+        record = self.record
+        return Record(
             engine=record.engine,
             jailed=record.jailed,
             uid=record.uid,
             phase="starting",
             boot=self.desired.boot,
-            console_offset=paths.console_log.stat().st_size,
+            console_offset=self.paths.console_log.stat().st_size,
             configured_at=record.configured_at or _now(),
-            told=tuning.wanted(desired),
             restarts=record.restarts if self.desired.boot == record.boot else FRESH,
             last_exit=record.last_exit,
+            tracks=self.desired.track_dirty_pages,
+            placing=record.placing,
+            placed=record.placed,
         )
-        self._refusal, self._refusals = None, 0
+
+    async def _launch(self, begun: float, prepared: float) -> None:
+        """Spawns the VMM of the boot that the record tells of, and waits for its guest."""
+        record, paths = self.record, self.paths
+        self._tuner.begin()
+        self._taken = record.last_snapshot
         self._save()
         faults.point("before_spawn")
         try:
@@ -333,23 +455,25 @@ class MachineLife:
         self._note()
         self._publish(self)
         spawned = time.perf_counter()
-        await self._await_api()
+        await self._await_api(fresh=True)
         log.info(
-            "machine started" if self.record.phase == "running" else "machine did not start",
+            "machine started" if record.phase == "running" else "machine did not start",
             vm=self.id,
             boot=record.boot,
             pid=vmm.pid,
+            snapshot=record.loaded_from,
             prepare_ms=_ms(prepared - begun),
             spawn_ms=_ms(spawned - prepared),
             api_ms=_ms(time.perf_counter() - spawned),
         )
 
     async def _restart(self) -> None:
-        """The boot that ended by itself once more. Its TAPs may still be there."""
+        """The boot that ended by itself once more, also one that was loaded: from its disks. Its
+        TAPs may still be there."""
         record = self.record
         record.restarts = restarts.before_attempt(record.restarts, _now())
         log.info("machine restarts", vm=self.id, boot=record.boot, restarts=record.restarts.count)
-        await self._start()
+        await self._boot()
 
     def _hold(self, vmm: Vmm) -> None:
         """Takes charge of a live VMM: remembers it and watches for its end."""
@@ -364,32 +488,50 @@ class MachineLife:
         await vmm.watch()
         self.poke()
 
-    async def _await_api(self) -> None:
+    async def _await_api(self, *, fresh: bool = False) -> None:
         """Until the VMM says that the guest runs. One that dies first is left to SETTLE."""
         try:
-            info = await starting.until_guest_runs(
-                self._held(), self.record, self.paths, self.client
-            )
+            paused = await self._guest_is_paused(fresh=fresh)
         except starting.NoAnswer as error:
-            await self._kill()
-            await self._settle()
-            # Nobody asked for this end: the restart policy has its say.
-            self.record.exit_cause = "crashed"
+            await self._give_up()
             raise StageFailed(
                 "boot",
                 f"the VMM does not answer: {error}",
                 suggestion=f"nexus logs {self.desired.name} --source vmm",
                 log_tail=last_lines(self.paths.vmm_log),
             ) from error
-        if info is None:
+        except StageFailed as failed:
+            refused = failed.error.stage == "configure"
+            await (self._give_up() if refused else self._undo_load())
+            raise
+        if paused is None:
             return
-        self.paused = info.state == "Paused"
+        self.paused = paused
         self.record.phase = "running"
         self.record.started_at = _now()
         self.record.error = None
         self.record.restarts = restarts.after_start(self.record.restarts)
         self._note()
         faults.point("after_running")
+
+    async def _guest_is_paused(self, *, fresh: bool) -> bool | None:
+        """Once there is a guest; None for a VMM that ended before."""
+        if self.record.loaded_from is None:
+            info = await starting.until_guest_runs(
+                self._held(), self.record, self.paths, self.client
+            )
+            return None if info is None else info.state == "Paused"
+        paused = await loading.load(
+            self.desired, self._held(), self.client, self._make_ready, fresh=fresh
+        )
+        loading.unlink_memory(self.paths)
+        return paused
+
+    async def _give_up(self) -> None:
+        """Ends a VMM of no use. Nobody asked for this end: the restart policy has its say."""
+        await self._kill()
+        await self._settle()
+        self.record.exit_cause = "crashed"
 
     async def _set_paused(self, paused: bool) -> None:
         client = self.client
@@ -409,35 +551,93 @@ class MachineLife:
         if self.record.error is not None:
             self.record.error = None
             self._note()
-
-    def _is_tuned(self) -> bool:
-        resting = self._tune_at is not None and _now() < self._tune_at
-        return resting or self.record.told == tuning.wanted(self.desired)
+        if self._goes_on():
+            self._forget_capture()
 
     async def _tune(self) -> None:
-        """Tells the VMM what is wanted of its devices. A VM whose VMM refuses goes on as it is;
-        it is told again, ever more rarely, until it takes it or something else is wanted."""
-        record, wish = self.record, tuning.wanted(self.desired)
-        try:
-            await anyio.to_thread.run_sync(disks.grow, self.desired, self.paths)
-            record.told, self._refusal = await tuning.tell(self.client, record.told, wish)
-        except StageFailed as failed:
-            self._refusal = failed.error
-        if self._refusal is None:
-            # Also forgets devices that are no longer wanted.
-            record.told, self._refusals = wish, 0
-        elif self._held().alive and self._tasks is not None:
-            self._refusals += 1
-            rest_s = tuning.rest_s(self._refusals)
-            self._tune_at = _now() + timedelta(seconds=rest_s)
+        rest_s = await self._tuner.tell(self.desired, self.record, self.paths, self.client)
+        if rest_s is not None and self._held().alive and self._tasks is not None:
             self._tasks.start_soon(self._look_again, rest_s)
-            log.warning("devices refused", vm=self.id, error=self._refusal.message, rest_s=rest_s)
         faults.point("after_tune")
         self._save()
 
     async def _look_again(self, after_s: float) -> None:
         await anyio.sleep(after_s)
         self.poke()
+
+    # -- snapshots and what comes of them ----------------------------------------------------
+
+    async def _capture_next(self) -> bool:
+        """Carries out an order to capture the guest; False when there is none."""
+        asked = self._captures.next()
+        if asked is None:
+            return False
+        with asked.answering(self.desired):
+            asked.taken = await self._capture(asked)
+        return True
+
+    async def _capture(self, asked: Capture) -> Taken:
+        record, desired, order = self.record, self.desired, asked.order
+        capture.check(order, desired, record, runs=self._runs())
+        capture.check_room(order, desired, asked.folder.dir)
+        paused, applied = self.paused, record.told == tuning.wanted(desired)
+        # What changed since an earlier one is known no more once the VMM begins.
+        record.capturing, record.last_snapshot, self._taken = order.id, None, None
+        self._save()
+        faults.point("capture_begun")
+        async with self._captures.still:
+            try:
+                at, pause_ms = await capture.take(
+                    asked, desired, self.paths, self._tools, self.client, paused=paused
+                )
+            finally:
+                if not asked.stands:
+                    self._forget_capture()
+        self._taken = order.id
+        log.info("captured", vm=self.id, snapshot=order.id, kind=order.kind, pause_ms=pause_ms)
+        machine = record.known_as.machine(desired) if record.known_as else desired
+        version = self._tools.engine_version
+        return Taken(order, machine, record.engine, version, applied, pause_ms, at)
+
+    def _goes_on(self) -> bool:
+        """Whether the guest, as it was seen, does not stand still against anybody's wish."""
+        held = self.paused and self.desired.power == "running"
+        return self.record.capturing is not None and not held
+
+    def _forget_capture(self) -> None:
+        """The guest goes on as it did before it was captured."""
+        self.record.capturing = None
+        disks.clear_captured(self.paths)
+        self._note()
+
+    def _introduce(self) -> None:
+        """Has a guest that was loaded told who it is, once it runs. Nobody waits for that."""
+        record = self.record
+        waits = record.identity is not None and record.identity.state == "pending"
+        if not waits or not self._runs() or self.paused or self._introducing:
+            return
+        if self._tasks is not None and record.known_as is not None:
+            self._introducing = True
+            self._tasks.start_soon(self._tell_identity, record, record.known_as)
+
+    async def _tell_identity(self, record: Record, known_as: KnownAs) -> None:
+        try:
+            told = await identity.tell(self.paths.vsock, self.desired, known_as)
+        finally:
+            self._introducing = False
+        if record is self.record and not (self.paused and told.state != "applied"):
+            record.identity = told
+            if told.state == "applied":
+                record.known_as = None
+            self._note()
+            log.info("identity", vm=self.id, state=told.state, message=told.message)
+            self._publish(self)
+        self.poke()
+
+    def _runs(self) -> bool:
+        return self.vmm is not None and self.vmm.alive and self.record.phase == "running"
+
+    # -- the end of a boot, and of the VM ----------------------------------------------------
 
     async def _ask_stop(self) -> None:
         """Ctrl-Alt-Del, which the guest takes as a wish to power off. A paused one is resumed."""
@@ -512,6 +712,7 @@ class MachineLife:
         await anyio.to_thread.run_sync(disks.after_exit, paths)
         record.phase = "ended"
         record.pid = record.start_ticks = record.stop_asked_at = None
+        record.capturing = record.last_snapshot = None
         record.exited_at = now = _now()
         record.exit_cause = ending.cause
         record.error = ending.error
@@ -537,6 +738,11 @@ class MachineLife:
         await anyio.to_thread.run_sync(disks.remove_tree, trash)
         log.info("machine deleted", vm=self.id)
         self.gone.set()
+
+    def _origin(self) -> Origin:
+        if self.desired.origin is None:
+            raise RuntimeError("this step needs an origin")
+        return self.desired.origin
 
     def _held(self) -> Vmm:
         if self.vmm is None:

@@ -75,13 +75,26 @@ def restart_at(desired: Machine, seen: Seen) -> datetime | None:
     return seen.restarts.due_at
 
 
+def wants_load(desired: Machine, boot: int) -> bool:
+    """Whether the next boot of a machine that has had ``boot`` of them is loaded instead."""
+    origin = desired.origin
+    return (
+        origin is not None
+        and desired.power != "stopped"
+        and desired.boot == origin.boot
+        and desired.boot > boot
+    )
+
+
 def _plan_alive(desired: Machine, seen: Seen, now: datetime, *, wants_life: bool) -> Step:
     if seen.stop_asked_at is not None:
         # A guest that was asked to stop is on its way down, whatever is wanted by now.
         patience = timedelta(seconds=desired.stop_timeout_s)
         return Step.KILL if now >= seen.stop_asked_at + patience else Step.AWAIT_EXIT
     if not wants_life or desired.boot > seen.boot:
-        at_once = desired.stop_timeout_s == 0 or seen.phase == "starting"
+        # What a guest writes while it goes down is replaced by what is loaded.
+        lost = wants_load(desired, seen.boot)
+        at_once = desired.stop_timeout_s == 0 or seen.phase == "starting" or lost
         return Step.KILL if at_once else Step.ASK_STOP
     if seen.phase != "running":
         return Step.AWAIT_API

@@ -6,12 +6,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nexus.agent.atomic import write_atomically
+from nexus.agent.identity import KnownAs
 from nexus.agent.layout import VmPaths
 from nexus.agent.restarts import FRESH, Restarts
 from nexus.agent.tuning import Told
 from nexus.api.common import Engine, Timestamp
 from nexus.api.endings import ExitCause, LastExit
 from nexus.api.machines import Machine
+from nexus.api.origins import Identity, Origin
 from nexus.api.vms import VmError
 
 Phase = Literal["new", "configured", "starting", "running", "ended"]
@@ -45,6 +47,21 @@ class Record(BaseModel):
     restarts: Restarts = FRESH
     last_exit: LastExit | None = None
     """Of any boot."""
+    capturing: str | None = None
+    """The snapshot for which the guest was made to stand still; it is to go on."""
+    tracks: bool = False
+    """Whether the VMM of this boot notes which memory its guest writes."""
+    last_snapshot: str | None = None
+    """The one that a diff of this boot leans on; None while it is not known what changed since."""
+    placing: Origin | None = None
+    """Whose disks are being put in the place of the VM's own: they may be half of each."""
+    placed: Origin | None = None
+    """Whose disks the VM has."""
+    loaded_from: str | None = None
+    """The snapshot that this boot began with, instead of a boot of its guest."""
+    known_as: KnownAs | None = None
+    """Who the guest takes itself for, while it has not been told that it is another VM."""
+    identity: Identity | None = None
 
     def save(self, paths: VmPaths) -> None:
         write_atomically(paths.status, self.model_dump_json(exclude_defaults=True).encode())

@@ -65,7 +65,7 @@ async def prepare(desired: Machine, paths: VmPaths, tools: Tools, uid: int | Non
         disks.before_boot(paths, uid)
     except* StageFailed as failures:
         await tools.network.remove_taps(desired.id)
-        raise _first(failures) from None
+        raise first_of(failures) from None
 
 
 def check_memory(wanted_mib: int, host_mib: int) -> None:
@@ -98,7 +98,9 @@ def launch(record: Record, paths: VmPaths, tools: Tools) -> Vmm:
     if record.jailed and tools.jailer and record.uid is not None:
         jail = Jail(jailer=tools.jailer, uid=record.uid)
     try:
-        return spawn(tools.command(record.engine, paths, jail), paths, tools.environment)
+        boots = record.loaded_from is None
+        command = tools.command(record.engine, paths, jail, boots=boots)
+        return spawn(command, paths, tools.environment)
     except OSError as error:
         raise StageFailed(
             "spawn",
@@ -154,7 +156,8 @@ async def _quiet_until_booted(vmm: Vmm, paths: VmPaths) -> None:
             await anyio.sleep(0.001)
 
 
-def _first(failures: BaseExceptionGroup[StageFailed]) -> StageFailed:
+def first_of(failures: BaseExceptionGroup[StageFailed]) -> StageFailed:
+    """The first of several failures of steps that were taken side by side."""
     failure: BaseException = failures
     while isinstance(failure, BaseExceptionGroup):
         failure = failure.exceptions[0]

@@ -59,7 +59,7 @@ def teardown(settings: Settings) -> None:
             _remove_network(settings, links)
         finally:
             links.close()
-        for folder in (layout.vms_dir, layout.trash_dir, layout.volumes_dir):
+        for folder in (layout.vms_dir, layout.trash_dir, layout.volumes_dir, layout.snapshots_dir):
             disks.remove_tree(folder)
         if settings.store_dir == settings.run_dir / "store":
             disks.remove_tree(settings.store_dir)

@@ -35,10 +35,12 @@ class Tools:
     environment: Mapping[str, str] = field(repr=False)
     """Of the VMMs: they get no secret of the agent's."""
 
-    def command(self, engine: Engine, paths: VmPaths, jail: command.Jail | None) -> list[str]:
+    def command(
+        self, engine: Engine, paths: VmPaths, jail: command.Jail | None, *, boots: bool = True
+    ) -> list[str]:
         """Raises FileNotFoundError when the engine's program is not installed any more."""
         if engine == "qemu":
-            return command.vmm_command(self.qemu, paths, scope=self.scope)
+            return command.vmm_command(self.qemu, paths, boots=boots, scope=self.scope)
         if self.firecracker is None:
             raise FileNotFoundError(2, "not installed", "firecracker")
         if jail is not None and not self.firecracker.exists():
@@ -47,6 +49,7 @@ class Tools:
         return command.vmm_command(
             [str(self.firecracker)],
             paths,
+            boots=boots,
             jail=jail,
             scope=self.scope,
             cgroup_version=2 if command.CGROUP2.exists() else 1,

@@ -63,7 +63,11 @@ def vmm_config(machine: Machine) -> VmConfigFile:
             initrd_path=INITRD if machine.initrd is not None else None,
             boot_args=kernel_args(machine),
         ),
-        machine_config=MachineConfiguration(vcpu_count=machine.vcpu, mem_size_mib=machine.mem_mib),
+        machine_config=MachineConfiguration(
+            vcpu_count=machine.vcpu,
+            mem_size_mib=machine.mem_mib,
+            track_dirty_pages=machine.track_dirty_pages,
+        ),
         drives=_drives(machine),
         network_interfaces=[_nic(machine, index, nic) for index, nic in enumerate(machine.nics)],
         balloon=_balloon(machine),

@@ -1,5 +1,6 @@
 """Copying files without their holes, or without copying at all where the file system can share."""
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -13,6 +14,12 @@ FICLONE = 0x40049409
 CANNOT_SHARE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM}
 )
+
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+# <linux/falloc.h>; Python has only posix_fallocate, which makes no holes.
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 def clone(source: int, dest: int) -> None:
@@ -36,8 +43,14 @@ def clone_file(source: Path, dest: Path) -> None:
 
 def copy(source: int, dest: int) -> None:
     """Copies the data of ``source`` into the empty file ``dest`` and leaves holes as holes."""
+    os.ftruncate(dest, os.fstat(source).st_size)
+    overlay(source, dest)
+
+
+def overlay(source: int, dest: int) -> None:
+    """Lays the data of ``source`` over ``dest``, which is as large; where ``source`` has holes
+    ``dest`` stays as it is."""
     size = os.fstat(source).st_size
-    os.ftruncate(dest, size)
     for start, end in data_ranges(source, size):
         at = start
         while at < end:
@@ -62,6 +75,16 @@ def data_ranges(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
             return
         yield start, end
         at = end
+
+
+def dig(descriptor: int, start: int, end: int) -> None:
+    """Gives back the space of a part of a file, which then reads as zeros; nothing happens where
+    the file system cannot."""
+    keep_size = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+    if _libc.fallocate(descriptor, keep_size, start, end - start) != 0:
+        failed = ctypes.get_errno()
+        if failed not in CANNOT_SHARE:
+            raise OSError(failed, os.strerror(failed))
 
 
 def _move(source: int, dest: int, at: int, length: int) -> int:

@@ -1,0 +1,381 @@
+"""Capturing a running VM: its memory, its VMM's state and its disks, all of one moment.
+
+Only what needs a guest that stands still happens while it does: the VMM writes its memory, and the
+disks are cloned. Checksums, syncing and naming come after it goes on (``keep``).
+"""
+
+import errno
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from nexus.agent import faults, snapshot_files
+from nexus.agent.errors import HostFull, StageFailed, host_full
+from nexus.agent.inventory import cpu_model
+from nexus.agent.layout import (
+    CAPTURED_MEMORY,
+    CAPTURED_STATE,
+    CONFIG_DRIVE,
+    ROOTFS,
+    SnapshotPaths,
+    VmPaths,
+    drive_file,
+    is_disk,
+)
+from nexus.agent.record import Record
+from nexus.agent.tools import Tools
+from nexus.agent.vmm_config import needs_config_drive
+from nexus.api.common import Engine
+from nexus.api.errors import Conflict, InvalidState, NexusError
+from nexus.api.machines import Machine
+from nexus.api.snapshots import HostSnapshot, SnapshotOrder
+from nexus.api.vms import VmError
+from nexus.images.errors import ImageError
+from nexus.vmm.client import VmmClient
+from nexus.vmm.errors import VmmError, VmmFailure
+from nexus.vmm.types import SnapshotCreateParams
+
+MIB = 1 << 20
+PAGE = 4096
+SETTLED_NS = 100_000_000
+"""A file's time stamps may lag behind by a tick of the kernel's clock, at most 10 ms."""
+
+
+@dataclass
+class Capture:
+    """An order that a machine's task takes up between two of its steps."""
+
+    order: SnapshotOrder
+    folder: SnapshotPaths
+    done: anyio.Event = field(default_factory=anyio.Event)
+    stands: bool = False
+    """The guest stands still for it."""
+    taken: "Taken | None" = None
+    failed: NexusError | None = None
+
+    async def outcome(self) -> "Taken":
+        """Raises NexusError."""
+        await self.done.wait()
+        if self.taken is None:
+            raise self.failed or Conflict("the VM was not captured", suggestion="try it again")
+        return self.taken
+
+    @contextmanager
+    def answering(self, machine: Machine) -> Iterator[None]:
+        """Whoever waits is told how it ends."""
+        try:
+            yield
+        except NexusError as error:
+            self.failed = error
+        except StageFailed as failed:
+            self.failed = not_now(machine, failed.error)
+        finally:
+            self.done.set()
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A moment of a VM: complete in the snapshot's folder, and not durable yet."""
+
+    order: SnapshotOrder
+    machine: Machine
+    engine: Engine
+    vmm_version: str
+    devices_told: bool
+    pause_ms: float
+    at: datetime
+
+
+class Captures:
+    """The orders of one machine that its task has not taken up yet."""
+
+    def __init__(self) -> None:
+        self.turn = anyio.Lock()
+        """One snapshot of a machine after the other, from the order until it is on the shelf."""
+        self.still = anyio.Lock()
+        """Held while the guest must not be paused or resumed by anybody else."""
+        self._waiting: list[Capture] = []
+
+    @contextmanager
+    def asked(self, order: SnapshotOrder, folder: SnapshotPaths) -> Iterator[Capture]:
+        """An order, for as long as somebody waits for it."""
+        capture = Capture(order, folder)
+        self._waiting.append(capture)
+        try:
+            yield capture
+        finally:
+            if capture in self._waiting:
+                self._waiting.remove(capture)
+
+    def next(self) -> Capture | None:
+        return self._waiting.pop(0) if self._waiting else None
+
+    def refuse(self, error: NexusError) -> None:
+        """None of those that wait will be carried out."""
+        while (capture := self.next()) is not None:
+            capture.failed = error
+            capture.done.set()
+
+
+def no_longer(machine: Machine) -> NexusError:
+    return InvalidState(
+        f"VM {machine.name!r} is being deleted, or its host's agent ends", suggestion="nexus ls"
+    )
+
+
+def not_now(machine: Machine, error: VmError) -> NexusError:
+    return InvalidState(
+        f"VM {machine.name!r} cannot be captured: {error.message}",
+        fault_message=error.fault_message,
+        suggestion=error.suggestion or f"see how it is: nexus show {machine.name}",
+    )
+
+
+def check(order: SnapshotOrder, machine: Machine, record: Record, *, runs: bool) -> None:
+    """Raises InvalidState or Conflict with a cure when this VM cannot be captured like this."""
+    if not runs or record.phase != "running" or record.stop_asked_at is not None:
+        raise InvalidState(
+            f"VM {machine.name!r} does not run, so there is no memory to capture",
+            suggestion=f"nexus start {machine.name}",
+        )
+    if order.kind == "full":
+        return
+    whole = "take a full snapshot first"
+    if not record.tracks:
+        raise Conflict(
+            f"VM {machine.name!r} does not note which memory it writes (track_dirty_pages)",
+            suggestion="take a full snapshot, or have it track dirty pages and reboot it",
+        )
+    if record.last_snapshot is None:
+        raise Conflict(f"VM {machine.name!r} has no snapshot of this boot", suggestion=whole)
+    if record.last_snapshot != order.parent_id:
+        raise Conflict(
+            f"the last snapshot of VM {machine.name!r} in this boot is {record.last_snapshot}, "
+            f"not {order.parent_id}",
+            suggestion=f"name {record.last_snapshot} as the parent, or {whole}",
+        )
+
+
+def check_room(order: SnapshotOrder, machine: Machine, folder: Path) -> None:
+    """Raises HostFull when there is no room for the memory, Conflict for a file system on which a
+    diff cannot be told from zeros."""
+    found = os.statvfs(folder)
+    if order.kind == "diff":
+        if found.f_bsize > PAGE:
+            raise Conflict(
+                f"the file system of {folder} has blocks of {found.f_bsize} bytes, larger than a "
+                "page of memory: a diff would be lost in them",
+                suggestion="take a full snapshot",
+            )
+    elif found.f_bavail * found.f_frsize < machine.mem_mib * MIB:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        what = f"there is no room for {machine.mem_mib} MiB of memory"
+        raise host_full(what, full, folder)
+
+
+async def take(
+    capture: Capture,
+    machine: Machine,
+    paths: VmPaths,
+    tools: Tools,
+    client: VmmClient,
+    *,
+    paused: bool,
+) -> tuple[datetime, float]:
+    """When the moment was, and for how many milliseconds the guest stood still for it.
+
+    Whatever fails, the guest goes on, unless ``capture.stands`` says that it could not be
+    resumed; one that was ``paused`` before stays so. Raises NexusError.
+    """
+    begun = time.perf_counter()
+    capture.stands = not paused
+    try:
+        if not paused:
+            await _tell(machine, client.pause)
+        at = datetime.now(UTC)
+        faults.point("capture_paused")
+        await create(capture.order, machine, paths, capture.folder, tools, client)
+    finally:
+        if capture.stands:
+            # Also when the agent ends in the middle.
+            with anyio.CancelScope(shield=True):
+                await _tell(machine, client.resume)
+            capture.stands = False
+    pause_ms = 0.0 if paused else round((time.perf_counter() - begun) * 1000, 2)
+    faults.point("capture_resumed")
+    try:
+        (paths.root / CAPTURED_MEMORY).rename(capture.folder.memory)
+        (paths.root / CAPTURED_STATE).rename(capture.folder.state)
+    except OSError as error:
+        raise host_full("the snapshot cannot be collected", error, paths.root) from error
+    return at, pause_ms
+
+
+async def _tell(machine: Machine, ask: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await ask()
+    except VmmFailure as error:
+        raise Conflict(
+            f"VM {machine.name!r} cannot be captured: {error.message}",
+            fault_message=error.fault_message if isinstance(error, VmmError) else None,
+            suggestion=f"see how it is: nexus show {machine.name}",
+        ) from error
+
+
+async def create(
+    order: SnapshotOrder,
+    machine: Machine,
+    paths: VmPaths,
+    folder: SnapshotPaths,
+    tools: Tools,
+    client: VmmClient,
+) -> None:
+    """Memory, state and disks of a guest that stands still. Raises NexusError.
+
+    A VMM may still carry out what its guest asked of a disk before: requests that wait for a rate
+    limit. What it writes after it saved its state it writes again once that is loaded, so disks
+    that are cloned afterwards fit. A clone from before fits when nothing was written since.
+    """
+    params = SnapshotCreateParams(
+        snapshot_path=CAPTURED_STATE,
+        mem_file_path=CAPTURED_MEMORY,
+        snapshot_type="Diff" if order.kind == "diff" else "Full",
+    )
+    clones = _Clones(machine, paths, folder, tools)
+    refused: VmmFailure | None = None
+    async with anyio.create_task_group() as both:
+        both.start_soon(anyio.to_thread.run_sync, clones.early)
+        try:
+            await client.create_snapshot(params)
+        except VmmFailure as error:
+            refused = error
+    if refused is not None:
+        raise _refusal(machine, refused, paths) from refused
+    faults.point("capture_created")
+    try:
+        await anyio.to_thread.run_sync(clones.late)
+    except OSError as error:
+        raise host_full("the disks cannot be cloned", error, folder.dir) from error
+    except ImageError as error:
+        raise Conflict(str(error), suggestion=error.suggestion) from error
+    faults.point("capture_cloned")
+
+
+def _refusal(machine: Machine, error: VmmFailure, paths: VmPaths) -> NexusError:
+    if not isinstance(error, VmmError):
+        return Conflict(
+            f"VM {machine.name!r} gave no snapshot: {error.message}",
+            suggestion=f"see how it is: nexus show {machine.name}",
+        )
+    fault = error.fault_message
+    if "os error 28" in fault or "No space left" in fault:
+        return HostFull(
+            f"there is no room for the memory of VM {machine.name!r}",
+            fault_message=fault,
+            suggestion=f"free space on the host (df -h {paths.dir}), or delete snapshots",
+        )
+    return Conflict(
+        f"the VMM of VM {machine.name!r} gives no snapshot",
+        fault_message=fault,
+        suggestion=f"read its log: nexus logs {machine.name} --source vmm",
+    )
+
+
+class _Clones:
+    """A VM's disks in the snapshot's folder."""
+
+    def __init__(
+        self, machine: Machine, paths: VmPaths, folder: SnapshotPaths, tools: Tools
+    ) -> None:
+        self._machine = machine
+        self._paths = paths
+        self._folder = folder
+        self._tools = tools
+        self._good: dict[str, tuple[int, int]] = {}
+        """Clones, with the stamp that the disk had, if that can tell of later writes."""
+
+    def early(self) -> None:
+        """Beside the VMM at its work: most of the time nothing is written meanwhile."""
+        with suppress(OSError, ImageError):  # ``late`` meets it again, and says so
+            for name in self._disks():
+                seen, now = self._stamp(name), time.time_ns()
+                self._clone(name)
+                if abs(now - seen[0]) > SETTLED_NS:
+                    self._good[name] = seen
+
+    def late(self) -> None:
+        """What was written to since, or so shortly before that its time stamp does not tell."""
+        for name in self._disks():
+            if self._good.get(name) != self._stamp(name):
+                self._clone(name)
+
+    def _disks(self) -> Iterator[str]:
+        machine = self._machine
+        if machine.rootfs is not None:
+            yield ROOTFS
+        yield from (drive_file(drive.name) for drive in machine.drives)
+        if needs_config_drive(machine):
+            yield CONFIG_DRIVE
+
+    def _clone(self, name: str) -> None:
+        read_only = read_only_blobs(self._machine)
+        if name in read_only:
+            self._tools.store.link(read_only[name], self._folder.disk(name))
+        else:
+            snapshot_files.clone(self._paths.root / name, self._folder.disk(name))
+
+    def _stamp(self, name: str) -> tuple[int, int]:
+        found = (self._paths.root / name).lstat()
+        return found.st_mtime_ns, found.st_size
+
+
+def read_only_blobs(machine: Machine) -> dict[str, str]:
+    """Drives that are content of the image store: their files' names, and the content's sha256."""
+    return {
+        drive_file(drive.name): drive.blob.sha256
+        for drive in machine.drives
+        if drive.read_only and drive.blob is not None and drive.volume is None
+    }
+
+
+def seal(taken: Taken, folder: SnapshotPaths) -> HostSnapshot:
+    """Makes the files durable and says what they are. Blocks for as long as reading them takes;
+    raises OSError."""
+    order, machine = taken.order, taken.machine
+    known = read_only_blobs(machine)
+    files = [
+        snapshot_files.seal(folder.memory, memory=order.kind == "full"),
+        snapshot_files.seal(folder.state),
+    ]
+    files += [
+        snapshot_files.seal(disk, sha256=known.get(disk.name))
+        for disk in sorted(folder.dir.iterdir())
+        if is_disk(disk.name)
+    ]
+    return HostSnapshot(
+        id=order.id,
+        vm_id=order.vm_id,
+        kind=order.kind,
+        parent_id=order.parent_id,
+        needs_parent=order.kind == "diff",
+        engine=taken.engine,
+        vmm_version=taken.vmm_version,
+        cpu_template=None,
+        cpu=cpu_model(),
+        vcpu=machine.vcpu,
+        mem_mib=machine.mem_mib,
+        files=files,
+        size_bytes=sum(file.size_bytes for file in files),
+        disk_bytes=sum(file.disk_bytes for file in files),
+        pause_ms=taken.pause_ms,
+        taken_at=taken.at,
+        machine=machine,
+        devices_told=taken.devices_told,
+    )
