@@ -1,34 +1,72 @@
-"""The programs and switches behind the rules: ``nft``, and IPv4 forwarding."""
+"""What is behind the rules: nftables through its library, and IPv4 forwarding."""
 
-import subprocess
+import ctypes
+import threading
 from pathlib import Path
 
 from nexus.agent.errors import NetworkFailed
 
-NFT_TIMEOUT_S = 20.0
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+
+
+class _Nftables:
+    """libnftables(3), which is what the program ``nft`` is made of.
+
+    It keeps its netlink socket open: a program that is started anew pays for that, and the kernel
+    lets go of a socket that deleted something only after some ten milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._library: ctypes.CDLL | None = None
+        self._context: int | None = None
+
+    def run(self, text: str) -> str | None:
+        """Has the kernel take a text, all of it or nothing; what is said against it, or None.
+
+        Raises OSError when there is no such library.
+        """
+        with self._turn:
+            library = self._library = self._library or _load()
+            if self._context is None:
+                self._context = library.nft_ctx_new(0)
+                library.nft_ctx_buffer_output(self._context)
+                library.nft_ctx_buffer_error(self._context)
+            if library.nft_run_cmd_from_buffer(self._context, text.encode()) == 0:
+                return None
+            said: bytes = library.nft_ctx_get_error_buffer(self._context)
+            # What it believes of the kernel may have been wrong: the next one looks anew.
+            library.nft_ctx_free(self._context)
+            self._context = None
+            return said.decode(errors="replace")
+
+
+def _load() -> ctypes.CDLL:
+    library = ctypes.CDLL("libnftables.so.1")
+    context = ctypes.c_void_p
+    library.nft_ctx_new.argtypes, library.nft_ctx_new.restype = [ctypes.c_uint32], context
+    library.nft_run_cmd_from_buffer.argtypes = [context, ctypes.c_char_p]
+    library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+    for name in ("buffer_output", "buffer_error", "get_error_buffer", "free"):
+        getattr(library, f"nft_ctx_{name}").argtypes = [context]
+    return library
+
+
+_nftables = _Nftables()
 
 
 def apply(text: str) -> None:
     """Has the kernel take a text of rules, all of it or nothing. Blocks; raises NetworkFailed."""
     try:
-        done = subprocess.run(
-            ["nft", "-f", "-"],
-            input=text,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=NFT_TIMEOUT_S,
-            check=False,
-        )
-    except FileNotFoundError as error:
+        said = _nftables.run(text)
+    except OSError as error:
         raise NetworkFailed(
-            "the program nft is missing", suggestion="apt-get install nftables"
+            "the library libnftables is missing", suggestion="apt-get install nftables"
         ) from error
-    if done.returncode != 0:
-        refused = "not permitted" in done.stdout
+    if said is not None:
+        refused = "not permitted" in said
         raise NetworkFailed(
-            f"nft refuses the rules: {done.stdout.strip()[:500]}",
+            f"nftables refuses the rules: {said.strip()[:500]}",
             suggestion="run the agent as root" if refused else "modprobe nf_tables nft_masq",
         )
 
