@@ -57,6 +57,8 @@ class Machine:
     nics: list[Nic] = field(default_factory=list)
     balloon: Balloon | None = None
     entropy: EntropyDevice | None = None
+    memory_private: bool = False
+    """Whether what the machine changes in its memory does not reach the file."""
     guest_port_fd: int | None = None
     """QEMU's end of the virtio-serial port that stands in for a vsock device."""
 
@@ -99,6 +101,8 @@ def arguments(machine: Machine, host: Host) -> list[str]:
     argv += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
     argv += _devices(machine)
     if machine.kernel is None:
+        # A stream of devices alone has no section that names the machine, none that describes it.
+        argv += ["-global", "migration.send-configuration=off", "-machine", "suppress-vmdesc=on"]
         return [*argv, "-incoming", "defer"]
     argv += ["-kernel", machine.kernel, "-append", machine.boot_args]
     if machine.initrd is not None:
@@ -109,7 +113,8 @@ def arguments(machine: Machine, host: Host) -> list[str]:
 def _memory(machine: Machine) -> str:
     size = machine.config.mem_size_mib << 20
     path = f"/proc/self/fd/{machine.memory_fd}"
-    return f"memory-backend-file,id=mem,size={size},mem-path={path},share=on"
+    share = "off" if machine.memory_private else "on"
+    return f"memory-backend-file,id=mem,size={size},mem-path={path},share={share}"
 
 
 def _devices(machine: Machine) -> list[str]:

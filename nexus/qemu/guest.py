@@ -3,7 +3,8 @@
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from nexus.qemu.commandline import Host, Machine, arguments, block_node
@@ -18,7 +19,7 @@ T = TypeVar("T")
 _START_TIMEOUT_S = 60.0
 _MIGRATE_TIMEOUT_S = 300.0
 _EXIT_TIMEOUT_S = 10.0
-_CAPABILITIES = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+_CAPABILITIES = [{"capability": "events", "state": True}]
 
 
 class Guest:
@@ -28,7 +29,6 @@ class Guest:
         self.process = process
         self.version = version
         self._swaps = 0
-        self._saved: bytes | None = None
 
     @classmethod
     def launch(
@@ -59,7 +59,6 @@ class Guest:
             raise Fault(f"{refused}QEMU does not answer.") from error
 
     def resume(self) -> None:
-        self._saved = None
         self.ask("Cannot resume the microVM: ", "cont")
 
     def pause(self) -> None:
@@ -110,22 +109,19 @@ class Guest:
         return actual, {name: value for name, value in stats.items() if value >= 0}
 
     def save(self) -> bytes:
-        """QEMU's stream of the stopped machine's devices; memory is not in it.
+        """QEMU's stream of the stopped machine's devices; memory is not in it, shared or private.
 
-        QEMU gives it once a stop; until the machine runs again it stays what it was.
+        It is the one way to get this of QEMU that leaves memory alone (QEMU docs:
+        xen-save-devices-state; nothing about it is Xen's).
         """
-        if self._saved is not None:
-            return self._saved
         refused = "Create snapshot error: Cannot save the microVM state: "
-        self.ask(refused, "migrate-set-capabilities", capabilities=_CAPABILITIES)
         target = os.memfd_create("nexus-state")
         try:
-            self._transfer(refused, "migrate", target)
-            size = os.fstat(target).st_size
-            self._saved = os.pread(target, size, 0)
+            with self._lent(refused, target) as path:
+                self.ask(refused, "xen-save-devices-state", filename=path, live=False)
+            return os.pread(target, os.fstat(target).st_size, 0)
         finally:
             os.close(target)
-        return self._saved
 
     def load(self, stream: bytes, refused: str) -> None:
         """Feeds a saved stream to a QEMU that was launched without a kernel."""
@@ -133,7 +129,7 @@ class Guest:
         source = os.memfd_create("nexus-state")
         try:
             os.pwrite(source, stream, 0)
-            self._transfer(refused, "migrate-incoming", source)
+            self._receive(refused, source)
         finally:
             os.close(source)
 
@@ -142,11 +138,21 @@ class Guest:
         self.process.kill()
         self.process.close()
 
-    def _transfer(self, refused: str, command: str, fd: int) -> None:
+    @contextmanager
+    def _lent(self, refused: str, fd: int) -> Iterator[str]:
+        """A descriptor of ours as a path for QEMU."""
+        try:
+            lent = self.process.qmp.execute("add-fd", fd=fd)
+        except (QmpRefused, QmpGone, QmpTimeout) as error:
+            raise Fault(f"{refused}QEMU does not take a file.") from error
+        yield f"/proc/self/fd/{lent['fd']}"
+        self.ask(refused, "remove-fd", **{"fdset-id": lent["fdset-id"]})
+
+    def _receive(self, refused: str, fd: int) -> None:
         qmp = self.process.qmp
         try:
             qmp.execute("getfd", {"fdname": "state"}, fd=fd)
-            qmp.execute(command, {"uri": "fd:state"})
+            qmp.execute("migrate-incoming", {"uri": "fd:state"})
             status = qmp.wait_event(
                 "MIGRATION", ("completed", "failed"), timeout_s=_MIGRATE_TIMEOUT_S
             )
@@ -155,7 +161,7 @@ class Guest:
         except (QmpGone, QmpTimeout) as error:
             raise Fault(f"{refused}{_last_words(self.process, close=False)}") from error
         if status != "completed":
-            raise Fault(f"{refused}QEMU could not transfer the state.")
+            raise Fault(f"{refused}QEMU could not load the state.")
 
 
 def _last_words(process: QemuProcess, *, close: bool = True) -> str:

@@ -3,7 +3,6 @@
 States as Firecracker's: Not started → Running ⇄ Paused. One request is served at a time.
 """
 
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -14,22 +13,15 @@ import msgspec
 
 from nexus.qemu.commandline import Host, Machine, Nic, boot_arguments
 from nexus.qemu.config import Configuration, OpenNic, check_drive_file
-from nexus.qemu.faults import AFTER_BOOT, BEFORE_BOOT, Fault
+from nexus.qemu.faults import AFTER_BOOT, BEFORE_BOOT, Fault, os_error
 from nexus.qemu.guest import Guest
 from nexus.qemu.kernels import check_kernel
 from nexus.qemu.log import Log
+from nexus.qemu.memory import Memory, fresh, of_snapshot
 from nexus.qemu.metrics import Metrics
 from nexus.qemu.netdev import interface_counters
 from nexus.qemu.nic_limits import NicLimits
-from nexus.qemu.snapshot import (
-    LOAD,
-    SavedMachine,
-    SavedNic,
-    read_memory,
-    read_state,
-    write_memory,
-    write_state,
-)
+from nexus.qemu.snapshot import LOAD, SavedMachine, SavedNic, read_state, write_state
 from nexus.qemu.tap import open_tap
 from nexus.qemu.throttle import merged
 from nexus.qemu.vsock import Vsock
@@ -81,7 +73,7 @@ class Instance:
         self._log = log
         self._metrics = metrics
         self._limits = NicLimits()
-        self._memory_fd: int | None = None
+        self._memory: Memory | None = None
 
     def info(self, version: str) -> InstanceInfo:
         return InstanceInfo(
@@ -111,7 +103,13 @@ class Instance:
                 f"{_START}CPU template {config.machine.cpu_template} needs Firecracker on KVM."
             )
         check_kernel(config.boot.kernel_image_path, _START)
-        self._launch(_START, kernel=True)
+        machine = config.machine
+        huge = machine.huge_pages == "2M"
+        try:
+            memory = fresh(machine.mem_size_mib << 20, huge=huge)
+        except OSError as error:
+            raise Fault(f"{_START}Cannot allocate the memory: {os_error(error)}") from error
+        self._launch(_START, memory, kernel=True)
         guest = self._running()
         try:
             self._prepare(guest)
@@ -242,8 +240,8 @@ class Instance:
     # -- snapshots -------------------------------------------------------------------------------
 
     def create_snapshot(self, params: SnapshotCreateParams) -> None:
-        """``PUT /snapshot/create``. A Diff holds all memory ever touched: it may be laid over any
-        earlier snapshot of this machine, as a Firecracker Diff is."""
+        """``PUT /snapshot/create``. A Diff holds all memory touched since the machine was started
+        or loaded: it may be laid over any earlier snapshot of this machine, as Firecracker's."""
         guest = self._running()
         diff = params.snapshot_type == "Diff"
         if diff and not self.config.machine.track_dirty_pages:
@@ -256,7 +254,7 @@ class Instance:
                 "Create snapshot error: Cannot save the microVM state: Operation not allowed: "
                 "save/restore unavailable while running"
             )
-        if self._memory_fd is None:
+        if self._memory is None:
             raise Fault("Create snapshot error: The machine has no memory.")
         config = self.config
         saved = SavedMachine(
@@ -273,7 +271,7 @@ class Instance:
         with self._timed("diff_create_snapshot" if diff else "full_create_snapshot"):
             # Devices first: what they still hold is written to memory when they are saved.
             stream = guest.save()
-            write_memory(params.mem_file_path, self._memory_fd, config.machine.mem_size_mib << 20)
+            self._memory.save(params.mem_file_path, guest.process.pid, changes_only=diff)
             write_state(params.snapshot_path, saved, stream)
 
     def load_snapshot(self, params: SnapshotLoadParams) -> None:
@@ -296,9 +294,13 @@ class Instance:
             with self._timed("load_snapshot"):
                 saved, stream = read_state(params.snapshot_path)
                 self._adopt(saved, params.network_overrides)
-                self._launch(
-                    LOAD, kernel=False, memory_path=memory_path, port_open=saved.guest_port_open
+                memory = of_snapshot(
+                    memory_path or "",
+                    saved.machine.mem_size_mib << 20,
+                    huge=saved.machine.huge_pages == "2M",
+                    discards=saved.balloon is not None,
                 )
+                self._launch(LOAD, memory, kernel=False, port_open=saved.guest_port_open)
                 guest = self._running()
                 if guest.version != saved.qemu:
                     raise Fault(
@@ -394,30 +396,17 @@ class Instance:
         self._limits.close()
 
     def _launch(
-        self,
-        refused: str,
-        *,
-        kernel: bool,
-        memory_path: str | None = None,
-        port_open: bool = False,
+        self, refused: str, memory: Memory, *, kernel: bool, port_open: bool = False
     ) -> None:
         config = self.config
-        size = config.machine.mem_size_mib << 20
-        flags = os.MFD_CLOEXEC
-        if config.machine.huge_pages == "2M":
-            flags |= os.MFD_HUGETLB | os.MFD_HUGE_2MB
-        memory_fd = os.memfd_create("nexus-memory", flags)
+        boot = config.boot if kernel else None
         try:
-            os.ftruncate(memory_fd, size)
-            if memory_path is not None:
-                read_memory(memory_path, memory_fd, size)
-            boot = config.boot if kernel else None
             with self._guest_port(is_open=port_open) as port_fds:
                 make = partial(
                     Machine,
                     self.id,
                     config.machine,
-                    memory_fd,
+                    memory.fd,
                     kernel=boot.kernel_image_path if boot else None,
                     initrd=boot.initrd_path if boot else None,
                     boot_args=boot_arguments(
@@ -427,14 +416,15 @@ class Instance:
                     nics=[Nic(nic.config.iface_id, nic.mac, nic.tap_fd) for nic in config.nics],
                     balloon=config.balloon,
                     entropy=config.entropy,
+                    memory_private=memory.private,
                     guest_port_fd=next(iter(port_fds), None),
                 )
-                fds = [memory_fd, *(nic.tap_fd for nic in config.nics), *port_fds]
+                fds = [memory.fd, *(nic.tap_fd for nic in config.nics), *port_fds]
                 self.guest = Guest.launch(make, self._host, fds, refused)
         except BaseException:
-            os.close(memory_fd)
+            memory.close()
             raise
-        self._memory_fd = memory_fd
+        self._memory = memory
 
     @contextmanager
     def _guest_port(self, *, is_open: bool) -> Iterator[list[int]]:
@@ -478,9 +468,9 @@ class Instance:
         self.guest = None
         if self.config.vsock is not None:
             self.config.vsock.device.detach()
-        if self._memory_fd is not None:
-            os.close(self._memory_fd)
-            self._memory_fd = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -69,6 +69,11 @@ def test_a_machine_without_kernel_waits_for_a_snapshot() -> None:
     assert "-append" not in argv
 
 
+def test_a_loaded_machine_changes_its_own_copy_of_a_snapshots_file() -> None:
+    argv = arguments(machine(kernel=None, memory_private=True), TCG)
+    assert after(argv, "-object")[0].endswith("mem-path=/proc/self/fd/7,share=off")
+
+
 def test_the_root_drive_is_the_first_device_wherever_it_was_configured() -> None:
     argv = arguments(machine(drives=[DATA, ROOT]), TCG)
     assert [device["id"] for device in devices(argv)] == ["drive-rootfs", "drive-data"]
