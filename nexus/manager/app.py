@@ -16,6 +16,7 @@ from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, SnapshotRow, VmRow
+from nexus.manager.db.template_tables import RolloutRow
 from nexus.manager.feed import EventFeed
 from nexus.manager.idempotency import Idempotency, prune_for_ever
 from nexus.manager.pipelines import leases, retention
@@ -23,6 +24,7 @@ from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.hosts import HostPipeline
 from nexus.manager.pipelines.networks import NetworkPush
+from nexus.manager.pipelines.rollouts import RolloutPipeline
 from nexus.manager.pipelines.snapshots import SnapshotPipeline
 from nexus.manager.pipelines.uploads import sweep_uploads
 from nexus.manager.pipelines.vms import VmPipeline
@@ -35,6 +37,7 @@ from nexus.manager.routes import (
     networks,
     proxy,
     quotas,
+    rollouts,
     snapshots,
     templates,
     uploads,
@@ -57,6 +60,7 @@ from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.networks import Networks
 from nexus.manager.services.quotas import Quotas
+from nexus.manager.services.rollouts import Rollouts
 from nexus.manager.services.snapshot_use import SnapshotUse
 from nexus.manager.services.snapshots import Snapshots
 from nexus.manager.services.templates import Templates
@@ -92,6 +96,7 @@ ROUTERS = (
     snapshots.router,
     quotas.router,
     templates.router,
+    rollouts.router,
     builds.router,
     uploads.router,
     images.router,
@@ -113,6 +118,7 @@ def make_runtime(settings: Settings) -> Runtime:
     network_push = NetworkPush(db, waiters)
     creation = VmCreation(db, pipeline, expiry, settings)
     snapshot_pipeline = SnapshotPipeline(db, agents, waiters, instance)
+    rollout_pipeline = RolloutPipeline(db, agents, pipeline, waiters, settings, instance)
     return Runtime(
         settings=settings,
         db=db,
@@ -136,6 +142,8 @@ def make_runtime(settings: Settings) -> Runtime:
         snapshot_use=SnapshotUse(db, creation, pipeline),
         quotas=Quotas(db),
         templates=Templates(db, images_service, creation),
+        rollout_pipeline=rollout_pipeline,
+        rollouts=Rollouts(db, rollout_pipeline.hint),
         hosts=HostService(db),
         images=images_service,
         uploads=Uploads.of(db, images_service),
@@ -188,6 +196,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             tasks.start_soon(retention.run, runtime.db, runtime.settings.events_keep_days)
             tasks.start_soon(sweep_uploads, runtime.uploads)
             tasks.start_soon(runtime.expiry.run)
+            tasks.start_soon(runtime.rollout_pipeline.run)
             tasks.start_soon(_host_pipeline(runtime).run)
             tasks.start_soon(prune_for_ever, runtime.db)
             yield
@@ -206,6 +215,7 @@ async def start(runtime: Runtime) -> None:
         async with runtime.db.write() as session:
             await leases.drop_all(session, VmRow)
             await leases.drop_all(session, SnapshotRow)
+            await leases.drop_all(session, RolloutRow)
     async with runtime.db.read() as session:
         for host in await session.scalars(select(HostRow)):
             runtime.agents.learn(host.id, host.agent_url)

@@ -14,6 +14,7 @@ from nexus.manager.feed import EventFeed
 from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.networks import NetworkPush
+from nexus.manager.pipelines.rollouts import RolloutPipeline
 from nexus.manager.pipelines.snapshots import SnapshotPipeline
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.security import Permission, Principal
@@ -23,6 +24,7 @@ from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
 from nexus.manager.services.networks import Networks
 from nexus.manager.services.quotas import Quotas
+from nexus.manager.services.rollouts import Rollouts
 from nexus.manager.services.snapshot_use import SnapshotUse
 from nexus.manager.services.snapshots import Snapshots
 from nexus.manager.services.templates import Templates
@@ -64,6 +66,8 @@ class Runtime:
     snapshot_use: SnapshotUse
     quotas: Quotas
     templates: Templates
+    rollout_pipeline: RolloutPipeline
+    rollouts: Rollouts
     hosts: HostService
     images: Images
     uploads: Uploads

@@ -48,6 +48,15 @@ def change(unit: UnitOfWork, row: VmRow, reason: str, message: str) -> None:
     unit.event(row, row.state, reason, message)
 
 
+def boot_anew(unit: UnitOfWork, row: VmRow, reason: str, message: str) -> None:
+    """Wants the next boot of a VM that is wanted running, also when a boot is on its way."""
+    row.boot += 1
+    anew(unit, row)
+    row.state = "stopping" if row.state in ("running", "stopping") else "requested"
+    row.error = None
+    unit.event(row, row.state, reason, message)
+
+
 def anew(unit: UnitOfWork, row: VmRow) -> None:
     """Begins a new generation: the agent has to be told."""
     row.generation += 1

@@ -17,6 +17,11 @@ BAD_USES: list[Any] = [
     {"version": 0}, {"version": -1}, {"version": 1 << 40}, {"version": "1"}, {"count": 0},
     {"name": "../x"}, {"template": "x"}, {"name": "of-nothing"},
 ]  # fmt: skip
+BAD_ROLLOUTS: list[Any] = [
+    {"batch": 0}, {"batch": "0%"}, {"batch": "101%"}, {"batch": "x"}, {"batch": 1.5}, {"batch": []},
+    {"max_failures": -1}, {"pause_s": -1}, {"pause_s": 1e9}, {"health": "fine"}, {"timeout_s": 0},
+    {"steady_s": "1"}, {"selector": {"": ""}}, {"selector": []}, {"version": 0}, {"x": 1}, {},
+]  # fmt: skip
 NOT_FIELDS = {"name", "count", "expires_at"}
 
 
@@ -40,6 +45,12 @@ def template_requests() -> Iterator[Hostile]:
     for ref in BAD_REFS:
         for method in ("GET", "DELETE"):
             yield Hostile(method, f"/v1/templates/{ref}")
+        for action in ("halt", "resume", "cancel", "rollback"):
+            yield Hostile("POST", f"/v1/rollouts/{ref}/{action}")
+        yield Hostile("GET", f"/v1/rollouts/{ref}")
+        yield Hostile("GET", f"/v1/rollouts/{ref}/vms")
+    for body in BAD_ROLLOUTS:
+        yield post("/v1/templates/nothing/rollouts", body)
     for number in ("0", "-1", "x", "1e9", str(1 << 40), "%00", ".."):
         yield Hostile("GET", f"/v1/templates/nothing/versions/{number}")
         yield Hostile("GET", f"/v1/templates/nothing/diff?before={number}")

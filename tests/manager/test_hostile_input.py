@@ -197,7 +197,7 @@ def test_every_route_is_closed_without_a_token(manager: Manager) -> None:
         filled = filled.replace("{ref}", VICTIM).replace("{path:path}", "vm")
         filled = filled.replace("{project}", "default")
         filled = filled.replace("{name}", "data").replace("{iface}", "eth0")
-        filled = filled.replace("{number}", "1")
+        filled = filled.replace("{number}", "1").replace("{rollout_id}", manager.image_id)
         assert "{" not in filled
         for headers in ([], [("authorization", "Bearer nxs_wrong")]):
             request = Hostile(method, filled, headers, authenticated=False)

@@ -48,6 +48,11 @@ SAMPLES: dict[str, Any] = {
     "/v1/vms/{ref}/snapshots": {"name": "snap-{n}"},
     "/v1/vms/{ref}/restore": {"snapshot": "subject"},
     "/v1/snapshots/{ref}/instantiate": {"name": "clone-{n}"},
+    "/v1/templates/{ref}/rollouts": {"steady_s": "{n}"},
+    "/v1/rollouts/{rollout_id}/halt": ANYTHING,
+    "/v1/rollouts/{rollout_id}/resume": ANYTHING,
+    "/v1/rollouts/{rollout_id}/cancel": ANYTHING,
+    "/v1/rollouts/{rollout_id}/rollback": ANYTHING,
     "/v1/vms/{ref}/forwards": {"host_port": 8080, "guest_port": "{n}"},
 }
 """A body for every POST route that must succeed on a VM that runs. New routes add theirs."""
@@ -104,6 +109,11 @@ async def test_every_post_route_honours_the_key(
         await manager.http.post(taken, json={"name": "subject"})
     is_vms = route.startswith("/v1/vms")
     path = route.replace("{ref}", vm["id"] if is_vms else "subject")
+    if "rollouts" in path:
+        await manager.http.post("/v1/templates/subject/instantiate?wait=running", json={})
+    if "{rollout_id}" in path:
+        made = await manager.http.post("/v1/templates/subject/rollouts", json={"steady_s": 600})
+        path = path.replace("{rollout_id}", made.json()["id"])
     if "{upload_id}" in path:
         path = path.replace("{upload_id}", await _sent(manager))
     body, other = (

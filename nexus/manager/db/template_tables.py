@@ -1,13 +1,15 @@
-"""The tables of templates."""
+"""The tables of templates and of their rollouts."""
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, Integer, String, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from nexus.api.rollouts import MemberState, RolloutOptions, RolloutState
 from nexus.api.vms import VmSpec
+from nexus.manager.boot_config import BootConfig
 from nexus.manager.db.columns import StoredImages, Typed, UtcDateTime
-from nexus.manager.db.tables import Base
+from nexus.manager.db.tables import Base, Leased
 
 
 class TemplateRow(Base):
@@ -38,3 +40,64 @@ class TemplateVersionRow(Base):
     note: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     created_by: Mapped[str] = mapped_column(String(128))
+
+
+class RolloutRow(Leased, Base):
+    """A template's VMs on their way to one of its versions. The index decides that there is one
+    of a template at a time."""
+
+    __tablename__ = "rollouts"
+    __table_args__ = (
+        Index(
+            "uq_rollouts_active",
+            "template_id",
+            unique=True,
+            sqlite_where=text("state IN ('running', 'halted', 'rolling_back')"),
+            postgresql_where=text("state IN ('running', 'halted', 'rolling_back')"),
+        ),
+        Index(
+            "ix_rollouts_unsettled",
+            "next_attempt_at",
+            sqlite_where=text("unsettled"),
+            postgresql_where=text("unsettled"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), default="default")
+    template_id: Mapped[str] = mapped_column(
+        ForeignKey("templates.id", ondelete="CASCADE"), index=True
+    )
+    template_name: Mapped[str] = mapped_column(String(63))
+    version: Mapped[int] = mapped_column(Integer)
+    options: Mapped[RolloutOptions] = mapped_column(Typed(RolloutOptions))
+    state: Mapped[RolloutState] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(Text)
+    unsettled: Mapped[bool] = mapped_column(default=True)
+    """Whether there is anything to do for it."""
+    rest_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """Before this time no batch begins."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_by: Mapped[str] = mapped_column(String(128))
+    request_id: Mapped[str | None] = mapped_column(String(128))
+
+
+class RolloutVmRow(Base):
+    """One VM of a rollout. No key to the VM: what became of it is told when it is gone."""
+
+    __tablename__ = "rollout_vms"
+
+    rollout_id: Mapped[str] = mapped_column(
+        ForeignKey("rollouts.id", ondelete="CASCADE"), primary_key=True
+    )
+    vm_id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    vm_name: Mapped[str] = mapped_column(String(63))
+    state: Mapped[MemberState] = mapped_column(String(16))
+    message: Mapped[str | None] = mapped_column(Text)
+    former: Mapped[BootConfig | None] = mapped_column(Typed(BootConfig))
+    """With what it booted before."""
+    generation: Mapped[int | None] = mapped_column(Integer)
+    """The generation of the VM in which it was told."""
+    begun_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Created, Page
-from nexus.api.errors import NameTaken, NotFound
+from nexus.api.errors import InUse, NameTaken, NotFound
 from nexus.api.templates import (
     Instantiated,
     Template,
@@ -21,10 +21,10 @@ from nexus.api.templates import (
 )
 from nexus.api.vms import Vm, VmImage, VmSpec
 from nexus.ids import new_id
-from nexus.manager import devices, etags, keys, specs
+from nexus.manager import devices, etags, keys, rollout_plan, specs
 from nexus.manager.db.columns import StoredImage, StoredImages
 from nexus.manager.db.session import Database
-from nexus.manager.db.template_tables import TemplateRow, TemplateVersionRow
+from nexus.manager.db.template_tables import RolloutRow, TemplateRow, TemplateVersionRow
 from nexus.manager.services import networks, vms
 from nexus.manager.services.images import Images
 from nexus.manager.services.template_use import TemplateUse, held_of, stored_of
@@ -92,7 +92,7 @@ class Templates:
         """
         async with change(self.db, caller, "template.update", target=ref) as unit:
             row = await find(unit.session, caller.project, ref, lock=True)
-            newest = await _version(unit.session, row, row.version)
+            newest = await find_version(unit.session, row, row.version)
             unit.target = row.id
             etags.expect(caller.if_match, to_template(row, newest), f"template {row.name!r}")
             spec = specs.changed(newest.spec, request.spec)
@@ -108,14 +108,15 @@ class Templates:
     async def delete(self, caller: Caller, ref: str) -> None:
         """The template with all its versions. Its VMs stay, and remember its name and version.
 
-        Raises NotFound, PreconditionFailed.
+        Raises NotFound, PreconditionFailed, and InUse while one of its rollouts goes on.
         """
         async with turn(self.images.settings.store_dir):
             async with change(self.db, caller, "template.delete", target=ref) as unit:
                 row = await find(unit.session, caller.project, ref, lock=True)
-                newest = await _version(unit.session, row, row.version)
+                newest = await find_version(unit.session, row, row.version)
                 unit.target, unit.before = row.id, {"name": row.name, "version": row.version}
                 etags.expect(caller.if_match, to_template(row, newest), f"template {row.name!r}")
+                await _check_idle(unit.session, row)
                 of_it = select(TemplateVersionRow.images).where(
                     TemplateVersionRow.template_id == row.id
                 )
@@ -127,7 +128,7 @@ class Templates:
         """A template by its id or name. Raises NotFound."""
         async with self.db.read() as session:
             row = await find(session, project, ref)
-            return to_template(row, await _version(session, row, row.version))
+            return to_template(row, await find_version(session, row, row.version))
 
     async def page(
         self, project: str, *, name: str | None, cursor: str | None, limit: int
@@ -157,7 +158,7 @@ class Templates:
         """One version, the newest without a number. Raises NotFound."""
         async with self.db.read() as session:
             row = await find(session, project, ref)
-            return to_version(row, await _version(session, row, number or row.version))
+            return to_version(row, await find_version(session, row, number or row.version))
 
     async def versions(
         self, project: str, ref: str, *, cursor: int | None, limit: int
@@ -187,13 +188,13 @@ class Templates:
             if vm is not None:
                 made = await vms.find(session, project, vm)
                 its_own = made.template_version if made.template_id == row.id else None
-                old = await _version(session, row, before or its_own or row.version)
+                old = await find_version(session, row, before or its_own or row.version)
                 new, called = (specs.spec_of(made), specs.images_of(made)), f"VM {made.name}"
                 without: Sequence[str] = _OF_VMS_ALONE
             else:
                 number = after or row.version
-                old = await _version(session, row, before or max(1, number - 1))
-                newer = await _version(session, row, number)
+                old = await find_version(session, row, before or max(1, number - 1))
+                newer = await find_version(session, row, number)
                 new, called, without = (newer.spec, newer.images), str(newer.version), ()
         found = specs.differences((old.spec, old.images), new, without=without)
         return TemplateDiff(template=row.name, before=str(old.version), after=called, changes=found)
@@ -204,7 +205,7 @@ class Templates:
         """VMs of a template. Raises NotFound, and what making a VM raises."""
         async with self.db.read() as session:
             row = await find(session, caller.project, ref)
-            found = await _version(session, row, request.version or row.version)
+            found = await find_version(session, row, request.version or row.version)
         version = to_version(row, found)
         use = TemplateUse(
             template_id=row.id,
@@ -257,7 +258,20 @@ async def find(session: AsyncSession, project: str, ref: str, *, lock: bool = Fa
     return row
 
 
-async def _version(session: AsyncSession, row: TemplateRow, number: int) -> TemplateVersionRow:
+async def _check_idle(session: AsyncSession, template: TemplateRow) -> None:
+    """Raises InUse while a rollout of a template is not at its end."""
+    query = select(RolloutRow.id).where(
+        RolloutRow.template_id == template.id, RolloutRow.state.in_(rollout_plan.ACTIVE)
+    )
+    active = await session.scalar(query.limit(1))
+    if active is not None:
+        raise InUse(
+            f"a rollout of template {template.name!r} is not at its end",
+            suggestion=f"nexus rollout cancel {active}",
+        )
+
+
+async def find_version(session: AsyncSession, row: TemplateRow, number: int) -> TemplateVersionRow:
     found = await session.get(TemplateVersionRow, (row.id, number))
     if found is None:
         raise NotFound(
