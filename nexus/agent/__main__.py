@@ -61,7 +61,7 @@ def run(settings: Settings) -> None:
         links = Links()
         try:
             home = HomeNetwork.ensure(settings, links, has_vms=bool(layout.vm_ids()))
-            network = Networks(home, links, layout.networks_file)
+            network = Networks(home, links, layout)
             tools = find_tools(settings, network)
             feed = Feed()
             server = httpd.server(make_app(settings, tools, feed))

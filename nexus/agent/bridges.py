@@ -59,7 +59,7 @@ def survey(spec: HostNetworkSpec, installation: Installation, links: Links) -> S
             )
     return Survey(
         spec,
-        Segment(name, spec.kind, subnet, isolate_vms=spec.isolate_vms),
+        Segment(name, spec.kind, subnet, isolate_vms=spec.isolate_vms, dhcp=spec.dhcp),
     )
 
 
@@ -134,9 +134,9 @@ def ensure(found: Survey, installation: Installation, links: Links) -> None:
 
 
 def _address(bridge: Link, spec: HostNetworkSpec, segment: Segment, links: Links) -> None:
-    """The host's own address there: the gateway of a NAT network."""
+    """The host's own address there: the gateway of a NAT network, and where DHCP is served."""
     wanted = None
-    if spec.kind == "nat":
+    if spec.kind == "nat" or segment.dhcp:
         wanted = ipaddress.IPv4Interface(
             (segment.subnet.network_address + 1, segment.subnet.prefixlen)
         )

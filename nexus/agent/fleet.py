@@ -13,7 +13,13 @@ import structlog
 from nexus.agent import capture, disks, drives, faults, loading, process
 from nexus.agent.atomic import write_atomically
 from nexus.agent.command import choose_jail_uid
-from nexus.agent.errors import Expired, HostFull, StaleGeneration, disk_failure
+from nexus.agent.errors import (
+    Expired,
+    HostFull,
+    NetworkFailed,
+    StaleGeneration,
+    disk_failure,
+)
 from nexus.agent.events import Feed
 from nexus.agent.expiry import Expiry, is_over
 from nexus.agent.layout import Layout
@@ -91,6 +97,10 @@ class Fleet:
                 # On a full disk VMs must stop all the same. After a restart the older wish starts
                 # nothing that ended, and the manager sends this one again.
                 log.error("a wish is not written down", vm=desired.id, error=str(error))
+            try:
+                self.tools.network.rename(desired)
+            except NetworkFailed as error:
+                log.error("a name is not told to its network", vm=desired.id, error=error.message)
         faults.point("after_desired")
         if desired.expires_at is not None:
             self._expiry.look()
@@ -196,7 +206,7 @@ class Fleet:
         """Finishes deletions, finds living VMMs, and lets every machine go on where it was."""
         self.layout.prepare()
         await anyio.to_thread.run_sync(self.shelf.take_up)
-        await self.tools.network.restore(self._remembered())
+        await self.tools.network.restore(self._remembered(), self._tasks)
         for vm_id in self.layout.trashed_ids():
             await self.tools.network.remove_taps(vm_id)
             await anyio.to_thread.run_sync(disks.remove_tree, self.layout.trash(vm_id))

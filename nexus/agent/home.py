@@ -66,6 +66,7 @@ class HomeNetwork:
             "nat",
             self.subnet,
             isolate_vms=spec is not None and spec.isolate_vms,
+            dhcp=spec is not None and spec.dhcp,
         )
 
     def bring_up(self) -> None:

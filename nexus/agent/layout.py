@@ -193,6 +193,11 @@ class Layout:
         return _ids_in(self.snapshots_dir)
 
     @property
+    def dhcp_dir(self) -> Path:
+        """A folder for each network that is served."""
+        return self.run_dir / "dhcp"
+
+    @property
     def networks_file(self) -> Path:
         """The networks and forwards that the manager asked for last."""
         return self.run_dir / "networks.json"

@@ -7,18 +7,21 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio
+import anyio.abc
 import anyio.to_thread
 import structlog
 
 from nexus.agent import bridges, nft
 from nexus.agent.atomic import write_atomically
 from nexus.agent.bridges import Survey
+from nexus.agent.dhcp import Client, Service
 from nexus.agent.errors import NetworkFailed
 from nexus.agent.firewall import Firewall
 from nexus.agent.home import HomeNetwork
 from nexus.agent.installation import Installation
-from nexus.agent.layout import MAX_NICS, nic_links, shaper_of, tap_name
+from nexus.agent.layout import MAX_NICS, Layout, nic_links, shaper_of, tap_name
 from nexus.agent.links import Links
+from nexus.agent.name_service import NameService
 from nexus.agent.rules import Port, Segment
 from nexus.api.hosts import HostNetwork
 from nexus.api.machines import Machine, MachineNic
@@ -38,11 +41,12 @@ NOTHING = HostNetworks(networks=[], forwards=[])
 class Networks:
     """The host's own network, those the manager asked for, and the rules of all."""
 
-    def __init__(self, home: HomeNetwork, links: Links, file: Path) -> None:
+    def __init__(self, home: HomeNetwork, links: Links, layout: Layout) -> None:
         self._home = home
         self._links = links
-        self._file = file
+        self._file = layout.networks_file
         """What the manager asked for last."""
+        self._names = NameService(layout.dhcp_dir)
         self._segments: dict[str, Segment] = {}
         """The networks that this host has, by id."""
         self._bridges: set[str] = set()
@@ -74,8 +78,12 @@ class Networks:
 
     # -- what the manager asks -------------------------------------------------------------------
 
-    async def restore(self, machines: Iterable[Machine]) -> None:
-        """Takes up, after a start, what was asked for before, with the VMs that are there."""
+    async def restore(self, machines: Iterable[Machine], tasks: anyio.abc.TaskGroup) -> None:
+        """Takes up, after a start, what was asked for before, with the VMs that are there.
+
+        Name servers are watched in ``tasks``, and live on when it ends.
+        """
+        self._names.open(tasks)
         wanted = await anyio.to_thread.run_sync(load_networks, self._file)
         async with self._turn:
             # Segments first, so that the ports' bridges are known when the rules are written.
@@ -83,8 +91,10 @@ class Networks:
             self._adopt(wanted, surveys)
             for machine in machines:
                 self._firewall.know(machine.id, self._ports(machine, lenient=True))
+                self._names.admit(machine.id, machine.name, _clients(machine))
             await self._make(wanted, surveys, errors)
             await anyio.to_thread.run_sync(self._home.bring_up)
+            errors.update(await self._names.serve(self._services(wanted)))
         for network_id, why in errors.items():
             log.warning("a network is not there", network=network_id, error=why.message)
 
@@ -97,7 +107,9 @@ class Networks:
             )
             surveys, errors = await anyio.to_thread.run_sync(self._survey, wanted)
             self._adopt(wanted, surveys)
+            await self._names.end(but={each.network_id for each in self._services(wanted)})
             await self._make(wanted, surveys, errors)
+            errors.update(await self._names.serve(self._services(wanted)))
             return HostNetworksStatus(
                 networks=[
                     HostNetworkStatus(
@@ -166,6 +178,26 @@ class Networks:
                     nft.route_loopback(segment.bridge)
         return failed
 
+    def _services(self, wanted: HostNetworks) -> list[Service]:
+        """The networks that are to be served, among those that this host has."""
+        services = []
+        for spec in wanted.networks:
+            segment = self._segments.get(spec.id)
+            if segment is None or not segment.dhcp:
+                continue
+            services.append(
+                Service(
+                    network_id=spec.id,
+                    name=spec.name,
+                    bridge=segment.bridge,
+                    subnet=segment.subnet,
+                    leads_out=segment.kind == "nat",
+                    home=spec.home,
+                    asks=tuple(spec.dns) if spec.dns is not None else None,
+                )
+            )
+        return services
+
     def _all_segments(self) -> list[Segment]:
         if self._home_id is None:
             return [self._home.segment(), *self._segments.values()]
@@ -184,6 +216,7 @@ class Networks:
         """
         ports = self._ports(machine)
         await self._firewall.admit(machine.id, ports)
+        self._names.admit(machine.id, machine.name, _clients(machine))
 
         def ensure() -> None:
             for port in ports:
@@ -201,7 +234,12 @@ class Networks:
                     self._links.delete_of_vm(name, ours)
 
         await anyio.to_thread.run_sync(remove)
+        self._names.forget(vm_id)
         await self._firewall.forget(vm_id)
+
+    def rename(self, machine: Machine) -> None:
+        """Has name servers know a VM that is there by its new name. Raises NetworkFailed."""
+        self._names.rename(machine.id, machine.name, _clients(machine))
 
     async def remove_orphans(self, vm_ids: list[str]) -> list[str]:
         """Deletes the TAPs in our bridges that belong to none of these VMs, and what shapes them;
@@ -247,6 +285,13 @@ class Networks:
         if nic.network is None:
             return self._segments.get(self._home_id or "", self._home.segment())
         return self._segments.get(nic.network)
+
+
+def _clients(machine: Machine) -> tuple[Client, ...]:
+    return tuple(
+        Client(nic.network, nic.mac, str(ipaddress.IPv4Interface(nic.ip).ip))
+        for nic in machine.nics
+    )
 
 
 def _index_of(bridge: str) -> int:

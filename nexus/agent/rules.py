@@ -13,6 +13,10 @@ from nexus.api.networks import HostForward, NetworkKind
 
 MARK = 0x6E787573
 """On packets that a VM sends in a bridge which is not ours."""
+_CHADDR = "@th,288,48"
+"""The client's hardware address in a DHCP message: 28 bytes behind a UDP header (RFC 2131)."""
+_LINK_LOCAL = "169.254.0.0/16"
+"""Where clouds tell a host its secrets (169.254.169.254), and some of them answer DNS."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,13 @@ class Segment:
     isolate_vms: bool = False
     ours: bool = True
     """We made the bridge; else it is one that the host had before."""
+    dhcp: bool = False
+    """The host serves DHCP and DNS at its address there."""
+
+    @property
+    def address(self) -> ipaddress.IPv4Address:
+        """The host's own, if it has one there."""
+        return self.subnet.network_address + 1
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ def change_of(verb: Literal["add", "delete"], rules: Rules, ports: Sequence[Port
 def _sets(rules: Rules, ports: Sequence[Port]) -> dict[str, list[str]]:
     """The elements of the bridge table's sets."""
     by_bridge = {segment.bridge: segment for segment in rules.segments}
-    taps, addresses, apart, foreign = [], [], [], []
+    taps, addresses, apart, foreign, served, clients = [], [], [], [], [], []
     for port in ports:
         taps.append(f'"{port.tap}"')
         addresses.append(f'"{port.tap}" . {port.mac} . {port.ip}')
@@ -97,7 +108,18 @@ def _sets(rules: Rules, ports: Sequence[Port]) -> dict[str, list[str]]:
             apart.append(f'"{port.tap}"')
         if not segment.ours:
             foreign.append(f'"{port.tap}"')
-    return {"taps": taps, "addresses": addresses, "apart": apart, "foreign": foreign}
+        if segment.dhcp:
+            served.append(f'"{port.tap}"')
+            hardware = port.mac.replace(":", "")
+            clients.append(f'"{port.tap}" . {port.mac} . 0x{hardware}')
+    return {
+        "taps": taps,
+        "addresses": addresses,
+        "apart": apart,
+        "foreign": foreign,
+        "served": served,
+        "clients": clients,
+    }
 
 
 def _bridge_table(rules: Rules) -> list[str]:
@@ -113,11 +135,15 @@ def _bridge_table(rules: Rules) -> list[str]:
         *_set("addresses", "ifname . ether_addr . ipv4_addr", sets["addresses"]),
         *_set("apart", "ifname", sets["apart"]),
         *_set("foreign", "ifname", sets["foreign"]),
+        *_set("served", "ifname", sets["served"]),
+        *_set("clients", f"iifname . ether saddr . {_CHADDR}", sets["clients"], typed="typeof"),
         "  chain prerouting {",
         "    type filter hook prerouting priority -300;",
         "    iifname @taps jump from_vm",
         "  }",
         "  chain from_vm {",
+        "    iifname @served udp sport 67 drop",
+        "    iifname @served udp dport 67 jump to_dhcp",
         "    ether type arp iifname . ether saddr . arp saddr ip != @addresses drop",
         "    ether type arp iifname . arp saddr ether . arp saddr ip != @addresses drop",
         "    ether type ip iifname . ether saddr . ip saddr != @addresses drop",
@@ -125,8 +151,16 @@ def _bridge_table(rules: Rules) -> list[str]:
         # In a bridge of somebody else only this tells our guests' packets from the others'.
         f"    iifname @foreign meta mark set {MARK:#x}",
         "  }",
+        # Who asks for an address has none yet, and asks for that of its own MAC only.
+        "  chain to_dhcp {",
+        f"    iifname . ether saddr . {_CHADDR} @clients ip saddr 0.0.0.0 accept",
+        f"    iifname . ether saddr . {_CHADDR} @clients return",
+        "    drop",
+        "  }",
         "  chain forward {",
         "    type filter hook forward priority 0;",
+        # Requests are broadcast; they are the host's and no guest's to answer.
+        "    iifname @served udp dport 67 drop",
         "    iifname @apart oifname @apart drop",
         "  }",
         "}",
@@ -154,7 +188,10 @@ def _inet_table(rules: Rules) -> list[str]:
     lines += ["  }", "  chain forward {", "    type filter hook forward priority filter;"]
     lines.append(f"    iifname {all_bridges} oifname {all_bridges} jump within")
     if nat:
+        hidden = f"iifname {nat_bridges} ip daddr {_LINK_LOCAL}"
         lines += [
+            f"    {hidden} meta l4proto != {{ tcp, udp }} drop",
+            f"    {hidden} th dport != 53 drop",
             f"    iifname {nat_bridges} accept",
             f"    oifname {nat_bridges} ct state established,related accept",
             f"    oifname {nat_bridges} ct status dnat accept",
@@ -173,6 +210,15 @@ def _inet_table(rules: Rules) -> list[str]:
         f"    iifname {all_bridges} ct state established,related accept",
         f"    iifname {all_bridges} meta l4proto {{ icmp, icmpv6 }} accept",
     ]
+    for segment in ours:
+        if segment.dhcp:
+            at = f"ip daddr {segment.address} meta l4proto {{ tcp, udp }} th dport 53"
+            lines += [
+                f'    iifname "{segment.bridge}" udp sport 68 udp dport 67 accept',
+                f'    iifname "{segment.bridge}" {at} accept',
+                # Whoever else has a route to the address.
+                f'    iifname != {{ "{segment.bridge}", "lo" }} {at} drop',
+            ]
     return [*lines, f"    iifname {all_bridges} drop", "  }", "}"]
 
 
@@ -208,10 +254,12 @@ def _forward_map(forwards: Sequence[HostForward]) -> list[str]:
     ]
 
 
-def _set(name: str, kind: str, elements: Iterable[str], what: str = "set") -> list[str]:
+def _set(
+    name: str, kind: str, elements: Iterable[str], what: str = "set", typed: str = "type"
+) -> list[str]:
     listed = ",\n      ".join(elements)
     content = [f"    elements = {{ {listed} }}"] if listed else []
-    return [f"  {what} {name} {{", f"    type {kind}", *content, "  }"]
+    return [f"  {what} {name} {{", f"    {typed} {kind}", *content, "  }"]
 
 
 def _names(names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import structlog
 
-from nexus.agent import bridges, disks, nft, process, rules
+from nexus.agent import bridges, disks, dnsmasq, nft, process, rules
 from nexus.agent import installation as installations
 from nexus.agent.layout import MAX_NICS, Layout, nic_links, shaper_of
 from nexus.agent.links import Links
@@ -59,7 +59,13 @@ def teardown(settings: Settings) -> None:
             _remove_network(settings, links)
         finally:
             links.close()
-        for folder in (layout.vms_dir, layout.trash_dir, layout.volumes_dir, layout.snapshots_dir):
+        for folder in (
+            layout.vms_dir,
+            layout.trash_dir,
+            layout.volumes_dir,
+            layout.snapshots_dir,
+            layout.dhcp_dir,
+        ):
             disks.remove_tree(folder)
         if settings.store_dir == settings.run_dir / "store":
             disks.remove_tree(settings.store_dir)
@@ -78,11 +84,13 @@ async def _kill_all(layout: Layout) -> None:
         roots = [layout.vm(vm_id, jailed=jailed).root for jailed in (False, True)]
         found = (process.adopt(pid, root) for pid in pids for root in roots if root.is_dir())
         vmms += [vmm for vmm in found if vmm is not None]
-    for vmm in vmms:
-        vmm.kill()
+    running = dnsmasq.running(layout.dhcp_dir)
+    servers = [server for found in running.values() for server, _ in found]
+    for each in (*vmms, *servers):
+        each.kill()
     with anyio.fail_after(KILL_TIMEOUT_S):
-        for vmm in vmms:
-            await vmm.watch()
+        for each in (*vmms, *servers):
+            await each.watch()
     log.info("VMs ended", count=len(vmms))
 
 

@@ -40,7 +40,7 @@ def is_up(client: Client, name: str) -> bool:
 def test_guests_on_networks(qemu_installation: Installation) -> None:
     before = machine_state(qemu_installation.data)
     with client_of(qemu_installation) as client:
-        lab = client.networks.create(NetworkCreate(name="lab", kind="isolated"))
+        lab = client.networks.create(NetworkCreate(name="lab", kind="isolated", dhcp=True))
         assert (lab.state, lab.error) == ("ready", None)
         for name, nics in (
             ("net-a", [NicCreate(), NicCreate(network="lab")]),
@@ -59,6 +59,13 @@ def test_guests_on_networks(qemu_installation: Installation) -> None:
         wait_for("the guests see each other", lambda: pings(client, "net-a", other))
         assert pings(client, "net-b", inner)
         assert not pings(client, "net-b", outer)
+        # A lease is the address that the guest has anyway, and names lead to it.
+        dhcp = client.vms.exec(
+            "net-b", ["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-s", "/bin/true"]
+        )
+        assert f"lease of {other} obtained" in dhcp.stdout + dhcp.stderr
+        asked = client.vms.exec("net-b", ["nslookup", "-type=a", "net-a.lab.nexus"])
+        assert inner in asked.stdout
         # Only with one's own address.
         stolen = other.rpartition(".")[0] + ".77"
         change = [

@@ -126,6 +126,13 @@ async def test_dhcp_makes_the_bridge_the_name_server(manager: Manager, agent: Ag
     await manager.create(name="one", nics=[{"network": "lab"}])
     (nic,) = agent.puts[-1].nics
     assert (nic.gateway, nic.dns) == (None, ["192.168.9.1"])
+    # A name that is served is told at once.
+    assert (await manager.http.patch("/v1/vms/one", json={"name": "uno"})).status_code == 200
+
+    async def told() -> bool:
+        return agent.puts[-1].name == "uno"
+
+    await until("the host is told", told)
     changed = await manager.http.patch("/v1/networks/lab?wait=ready", json={"dhcp": False})
     assert changed.json()["item"]["dhcp"] is False
     wan = {"name": "wan", "kind": "bridged", "uplink": "eth9", "cidr": "192.0.2.0/24"}

@@ -3,13 +3,15 @@ Its guest notices nothing of it."""
 
 from datetime import datetime
 
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import InvalidState
 from nexus.api.vms import Vm, VmUpdate
 from nexus.manager import wanting
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import VmRow
+from nexus.manager.db.tables import NetworkRow, VmRow
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.services.vm_creation import check_free, name_taken
@@ -28,7 +30,8 @@ async def update(
     wanted: VmUpdate,
     caller: Caller,
 ) -> Vm:
-    """Changes the fields that were given. Its host name a guest gets at its next start.
+    """Changes the fields that were given. Its host name a guest gets at its next start, its name in
+    DNS at once.
 
     Raises NotFound, NameTaken, PreconditionFailed, InvalidState, ValidationFailed.
     """
@@ -42,6 +45,9 @@ async def update(
                 _change(unit, row, "name", wanted.name)
                 renamed = f"renamed from {unit.before['name']} to {row.name}"
                 unit.event(row, row.state, "renamed", renamed)
+                if row.power != "deleted" and await _has_a_dns_name(unit.session, row):
+                    wanting.anew(unit, row)
+                    told = True
             if "tags" in wanted.model_fields_set and wanted.tags != row.tags:
                 _change(unit, row, "tags", wanted.tags)
                 unit.event(row, row.state, "tags_changed", _difference(unit))
@@ -49,6 +55,7 @@ async def update(
                 row.updated_at = unit.at
             if wanted.model_fields_set & _TERMS and _change_terms(unit, row, wanted):
                 told = True
+            if told:
                 pipeline.take(row, unit.at)
     except IntegrityError:
         raise name_taken(wanted.name) from None
@@ -56,6 +63,13 @@ async def update(
         pipeline.begin(row)
         expiry.hint()
     return to_vm(row)
+
+
+async def _has_a_dns_name(session: AsyncSession, row: VmRow) -> bool:
+    """Whether a host serves names on a network that the VM is on."""
+    networks = [nic.network_id for nic in row.nics]
+    query = select(NetworkRow.id).where(NetworkRow.id.in_(networks), NetworkRow.dhcp)
+    return await session.scalar(query.limit(1)) is not None
 
 
 def _change_terms(unit: UnitOfWork, row: VmRow, wanted: VmUpdate) -> bool:
