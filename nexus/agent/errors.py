@@ -35,6 +35,16 @@ class NetworkFailed(NexusError):
     """The host's network could not be set up; ``suggestion`` says what is missing."""
 
 
+class FetchFailed(Exception):
+    """An image could not be fetched from the manager; ``passing`` is what may mend itself."""
+
+    def __init__(self, message: str, *, suggestion: str, passing: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.suggestion = suggestion
+        self.passing = passing
+
+
 class StageFailed(Exception):
     """A step of one machine failed: where, why, and what to do about it."""
 

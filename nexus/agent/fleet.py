@@ -10,7 +10,7 @@ import anyio.abc
 import anyio.to_thread
 import structlog
 
-from nexus.agent import capture, disks, drives, faults, loading, process
+from nexus.agent import capture, disks, drives, faults, lacking, loading, process
 from nexus.agent.atomic import write_atomically
 from nexus.agent.command import choose_jail_uid
 from nexus.agent.errors import (
@@ -55,6 +55,8 @@ class Fleet:
             fleet = cls(layout, tools, feed, tasks)
             await fleet._take_up()
             tasks.start_soon(fleet._expiry.run)
+            if tools.fetcher is not None:
+                tasks.start_soon(tools.fetcher.run, fleet._contents)
             yield fleet
             tasks.cancel_scope.cancel()
 
@@ -148,6 +150,14 @@ class Fleet:
 
     def _wanted(self) -> list[Machine]:
         return [machine.desired for machine in self._machines.values()]
+
+    def _contents(self) -> set[str]:
+        """The contents of images that a VM of this host is made of."""
+        return {
+            blob.sha256
+            for machine in self._machines.values()
+            for _, blob in lacking.contents(machine.desired)
+        }
 
     def statuses(self) -> list[MachineStatus]:
         return [machine.status() for machine in self._machines.values()]

@@ -25,6 +25,7 @@ from nexus.agent.capture import Capture, Captures, Taken
 from nexus.agent.ending import CONSOLE_LINES, Ending, how_it_ended, last_lines
 from nexus.agent.errors import StageFailed, disk_failure
 from nexus.agent.identity import KnownAs
+from nexus.agent.lacking import ImagesOfOne, Look
 from nexus.agent.layout import Layout, SnapshotPaths, VmPaths
 from nexus.agent.plan import Seen, Step, plan, restart_at, wants_load
 from nexus.agent.process import Vmm
@@ -49,6 +50,8 @@ ASK_AGAIN_S = 1.0
 """A guest that is still booting does not hear Ctrl-Alt-Del, so it is sent until it is down."""
 RESUME_AGAIN_S = 1.0
 """A VMM that is busy with a snapshot does not hear that its guest is to go on."""
+
+_NEED_IMAGES = frozenset({Step.PREPARE, Step.START, Step.RESTART})
 
 T = TypeVar("T")
 
@@ -79,6 +82,7 @@ class MachineLife:
         self._taken: str | None = None
         """The last snapshot of this boot, once it was taken whole."""
         self._introducing = False
+        self._images = ImagesOfOne(tools.fetcher, tools.store)
         self._layout = layout
         self._tools = tools
         self._shelf = shelf
@@ -200,7 +204,15 @@ class MachineLife:
         if self.record.capturing is not None and self.desired.power == "running":
             # It stands still for a moment, and nobody asked for that.
             seen = replace(seen, paused=False)
-        return status_of(self.desired, self.record, seen, self.paths, pid=pid, refusal=refusal)
+        return status_of(
+            self.desired,
+            self.record,
+            seen,
+            self.paths,
+            pid=pid,
+            refusal=refusal,
+            progress=self._images.progress(),
+        )
 
     # -- the task that owns the machine ------------------------------------------------------
 
@@ -242,6 +254,8 @@ class MachineLife:
                 self._forget_capture()
             while not self.deleting:
                 step = plan(self.desired, self._seen(), _now())
+                if step in _NEED_IMAGES and not await self._has_images():
+                    break
                 if step is not Step.NOTHING:
                     await self._take(step)
                 elif self._introducing or not await self._capture_next():
@@ -324,6 +338,16 @@ class MachineLife:
             log.error("what was seen is not written down", vm=self.id, error=str(error))
 
     # -- the steps, in the order of a life ---------------------------------------------------
+
+    async def _has_images(self) -> bool:
+        """Whether every image is on this host; those that are not are being fetched then.
+
+        Raises StageFailed("disk").
+        """
+        if self._tasks is None:
+            return True
+        look = Look(self.desired, self.paths, self._attention, self._tasks)
+        return await self._images.are_here(look, lambda: self._publish(self))
 
     async def _prepare(self) -> None:
         origin = self.desired.origin

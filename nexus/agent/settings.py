@@ -3,9 +3,10 @@
 import ipaddress
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
+from urllib.parse import urlsplit
 
 from nexus.agent.errors import SettingsInvalid
 
@@ -27,6 +28,12 @@ class Settings:
     jail: bool = False
     subnet: ipaddress.IPv4Network | None = None
     token: str | None = None
+    manager_base: str | None = None
+    """Where images come from that this host lacks; None for a store that the manager shares."""
+    host_token: str | None = field(default=None, repr=False)
+    """By which the manager knows this host."""
+    store_limit_mib: int | None = None
+    """The most that the images of this host may take."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -50,7 +57,10 @@ class Settings:
             jailer=_path(environment, "JAILER_BINARY"),
             jail=environment.get("NEXUS_JAILER") == "1",
             subnet=_subnet(environment.get("NEXUS_SUBNET")),
-            token=_token(environment.get("NEXUS_AGENT_TOKEN_FILE")),
+            token=_token(environment, "NEXUS_AGENT_TOKEN_FILE"),
+            manager_base=_manager(environment),
+            host_token=_token(environment, "NEXUS_HOST_TOKEN_FILE"),
+            store_limit_mib=_mib(environment, "NEXUS_STORE_LIMIT_MIB"),
         )
         if len(os.fsencode(settings.run_dir)) > 200:
             raise SettingsInvalid(f"FC_RUN_DIR is too long: {settings.run_dir}")
@@ -64,11 +74,7 @@ class Settings:
         if self.bind.startswith("unix:/"):
             return
         host, _, port = self.bind.rpartition(":")
-        try:
-            loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-        except ValueError:
-            loopback = False
-        if not port.isdigit() or not loopback:
+        if not port.isdigit() or not _is_loopback(host.strip("[]")):
             raise SettingsInvalid(
                 f"AGENT_BIND={self.bind} is refused: without mutual TLS the agent serves only "
                 "loopback or a unix socket; set AGENT_BIND=unix:/run/nexus-agent.sock"
@@ -97,13 +103,53 @@ def _subnet(text: str | None) -> ipaddress.IPv4Network | None:
     return subnet
 
 
-def _token(file: str | None) -> str | None:
+def _token(environment: Mapping[str, str], name: str) -> str | None:
+    file = environment.get(name)
     if not file:
         return None
     try:
         token = Path(file).read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsInvalid(f"NEXUS_AGENT_TOKEN_FILE: {error}") from error
+        raise SettingsInvalid(f"{name}: {error}") from error
     if len(token) < 16:
-        raise SettingsInvalid(f"NEXUS_AGENT_TOKEN_FILE: {file} holds less than 16 characters")
+        raise SettingsInvalid(f"{name}: {file} holds less than 16 characters")
     return token
+
+
+def _manager(environment: Mapping[str, str]) -> str | None:
+    """``MANAGER_BASE``, which without this host's token means nothing to an agent.
+
+    The token goes over loopback, a unix socket or TLS: raises SettingsInvalid for anything else.
+    """
+    if not environment.get("NEXUS_HOST_TOKEN_FILE"):
+        return None
+    base = (environment.get("MANAGER_BASE") or "").rstrip("/")
+    if not base:
+        raise SettingsInvalid(
+            "NEXUS_HOST_TOKEN_FILE is for a manager that MANAGER_BASE names: set that as well"
+        )
+    parts = urlsplit(base)
+    if base.startswith("unix:/") or (parts.scheme == "https" and parts.hostname):
+        return base
+    if parts.scheme == "http" and _is_loopback(parts.hostname or ""):
+        return base
+    raise SettingsInvalid(
+        f"MANAGER_BASE={base} is refused: this host's token would go over the network as it is; "
+        "write https://HOST, http://127.0.0.1:PORT or unix:/PATH"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _mib(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name)
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:12]) <= 1 << 30):
+        raise SettingsInvalid(f"{name}={text!r} is not a number of MiB above 0")
+    return int(text)

@@ -6,6 +6,7 @@ from nexus.agent.layout import VmPaths, tap_name
 from nexus.agent.plan import Seen, restart_at, state_of
 from nexus.agent.record import Record
 from nexus.agent.tuning import wanted
+from nexus.api.common import Progress
 from nexus.api.machines import Machine, MachineNicStatus, MachineStatus
 from nexus.api.vms import VmError
 
@@ -18,6 +19,7 @@ def status_of(
     *,
     pid: int | None,
     refusal: VmError | None,
+    progress: Progress | None = None,
 ) -> MachineStatus:
     """What is true now; the same answer for the same facts, but for its time."""
     applied = not seen.alive or record.told == wanted(desired)
@@ -44,5 +46,6 @@ def status_of(
         restarts=record.restarts.count,
         restart_at=restart_at(desired, seen),
         last_exit=record.last_exit,
+        progress=progress,
         identity=record.identity,
     )

@@ -8,7 +8,9 @@ from pathlib import Path
 import nexus
 from nexus.agent import command
 from nexus.agent.errors import SettingsInvalid
+from nexus.agent.fetching import Fetcher
 from nexus.agent.layout import VmPaths
+from nexus.agent.manager_images import ManagerImages
 from nexus.agent.networks import Networks
 from nexus.agent.settings import Settings
 from nexus.api.common import Engine
@@ -34,6 +36,8 @@ class Tools:
     scope: bool
     environment: Mapping[str, str] = field(repr=False)
     """Of the VMMs: they get no secret of the agent's."""
+    fetcher: Fetcher | None = None
+    """None where the manager shares the store."""
 
     def command(
         self, engine: Engine, paths: VmPaths, jail: command.Jail | None, *, boots: bool = True
@@ -76,6 +80,7 @@ def find_tools(settings: Settings, network: Networks) -> Tools:
             f"the jailer names its directory after the program, which must be called firecracker; "
             f"FC_BINARY is {firecracker}"
         )
+    store = Store(settings.store_dir)
     return Tools(
         engine=choice.engine,
         engine_reason=choice.reason,
@@ -83,11 +88,20 @@ def find_tools(settings: Settings, network: Networks) -> Tools:
         firecracker=firecracker,
         jailer=jailer,
         qemu=_isolated(binaries.nexus_qemu_command()),
-        store=Store(settings.store_dir),
+        store=store,
         network=network,
         scope=command.SYSTEMD_BOOTED.exists(),
         environment=vmm_environment(os.environ),
+        fetcher=_fetcher(settings, store),
     )
+
+
+def _fetcher(settings: Settings, store: Store) -> Fetcher | None:
+    base, token, limit_mib = settings.manager_base, settings.host_token, settings.store_limit_mib
+    if base is None or token is None:
+        return None
+    limit_bytes = None if limit_mib is None else limit_mib << 20
+    return Fetcher(store, lambda: ManagerImages(base, token), limit_bytes)
 
 
 def vmm_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -62,6 +62,13 @@ Timestamp = datetime
 """Always UTC; RFC 3339 on the wire."""
 
 
+class Progress(Wire):
+    """How far something is that takes its time."""
+
+    what: str
+    fraction: Annotated[float, Field(ge=0, le=1)]
+
+
 class Page(Wire, Generic[T]):
     """One page of a list. ``next_cursor`` is null on the last page."""
 

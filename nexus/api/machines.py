@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nexus.api.common import Engine, Sha256, Timestamp, Uuid, VmName, Wire
+from nexus.api.common import Engine, Progress, Sha256, Timestamp, Uuid, VmName, Wire
 from nexus.api.devices import Balloon, DiskMib, DriveId, DriveLimits, NicLimits
 from nexus.api.endings import ExitCause, LastExit, RestartPolicy
 from nexus.api.origins import Identity, Origin
@@ -135,6 +135,8 @@ class MachineStatus(Wire):
     """When it will be; null when it will not."""
     last_exit: LastExit | None = None
     """Of any boot; kept while the machine runs again."""
+    progress: Progress | None = None
+    """Of images that are being fetched; null when nothing is."""
     identity: Identity | None = None
     """Of a boot that was loaded from a snapshot; null for an ordinary boot."""
 

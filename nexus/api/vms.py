@@ -8,6 +8,7 @@ from nexus.api.common import (
     Engine,
     ImagePath,
     ImageRef,
+    Progress,
     Sha256,
     Tags,
     Timestamp,
@@ -231,6 +232,8 @@ class Vm(Wire):
     """Whether the guest of a loaded VM has taken its own name, addresses and entropy; null for a
     boot that began with the kernel."""
     template: VmTemplate | None = None
+    progress: Progress | None = None
+    """Of images that its host fetches for it; null when it fetches none."""
 
 
 class VmEvent(Wire):

@@ -1,5 +1,6 @@
 """What the commands on VMs do."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -10,6 +11,7 @@ from nexus.cli.events import events_table
 from nexus.cli.exits import UsageFault, problems
 from nexus.cli.output import ago, as_json, fields, print_json, table
 from nexus.cli.session import Session
+from nexus.cli.waiting import create_and_watch, in_words
 from nexus.cli.why import show_error, show_lines
 from nexus.client import NexusApiError
 
@@ -68,6 +70,8 @@ def run(session: Session, options: RunOptions) -> None:
             made = client.vms.create_many(
                 spec, options.count, wait=wait, timeout_s=options.timeout_s
             )
+        elif wait is not None and session.output is None and sys.stderr.isatty():
+            made = [create_and_watch(client, spec, wait, options.timeout_s)]
         else:
             made = [client.vms.create(spec, wait=wait, timeout_s=options.timeout_s)]
     print_vms(session, made, many=options.count is not None)
@@ -189,6 +193,7 @@ def show(session: Session, name: str) -> None:
             ("name", vm.name),
             ("id", vm.id),
             ("state", vm.state),
+            ("progress", in_words(vm.progress) if vm.progress else None),
             ("project", vm.project),
             (
                 "template",

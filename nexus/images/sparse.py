@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CHUNK = 1 << 20
+BLOCK = 512
+"""The unit of ``st_blocks`` (stat(2)), whatever the file system's own is."""
 FICLONE = 0x40049409
 """The request of ioctl_ficlone(2); Python's fcntl has no name for it."""
 

@@ -4,11 +4,13 @@ A file appears under its name only whole and on the disk. Copies share blocks wh
 can (reflink), else they keep holes: a 64 MiB root that holds 6 MiB costs 6 MiB.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
 import re
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,20 @@ Fill = Callable[[int, Path], None]
 """Writes a content into an empty file, given as descriptor and path."""
 
 
+_ZEROS = bytes(sparse.CHUNK)
+_REGISTRY = "registry"
+
+
+@dataclass(frozen=True)
+class HeldBlob:
+    """A content in the store, as whoever needs room looks at it."""
+
+    sha256: str
+    disk_bytes: int
+    used_at: float
+    """In seconds since the epoch."""
+
+
 @dataclass(frozen=True)
 class StoredBlob:
     """A content in the store."""
@@ -37,6 +53,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         """Makes the store's folder if need be, and clears what killed imports left there."""
+        self.root = root
         self._blobs = root / "sha256"
         self._blobs.mkdir(parents=True, exist_ok=True)
         workplace.clear(self._blobs)
@@ -76,6 +93,7 @@ class Store:
         Raises StoreError if the store has no such content.
         """
         blob = self._open(sha256)
+        self._note_use(sha256)
         try:
             with workplace.file(dest.parent) as (made, path):
                 sparse.clone(blob, made)
@@ -92,6 +110,7 @@ class Store:
         if not blob.exists():
             raise _missing(sha256)
         dest.unlink(missing_ok=True)
+        self._note_use(sha256)
         try:
             os.link(blob, dest)
         except OSError as failed:
@@ -103,6 +122,38 @@ class Store:
     def remove(self, sha256: str) -> None:
         """Removes a content; nothing happens if it is not there. Clones and links stay good."""
         self.path(sha256).unlink(missing_ok=True)
+
+    def held(self) -> list[HeldBlob]:
+        """All contents, with what they take and when they were last cloned or linked."""
+        found = []
+        for entry in os.scandir(self._blobs):
+            if SHA256.fullmatch(entry.name):
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    seen = entry.stat(follow_symlinks=False)
+                    disk_bytes = seen.st_blocks * sparse.BLOCK
+                    found.append(HeldBlob(entry.name, disk_bytes, seen.st_atime))
+        return found
+
+    def claim(self) -> None:
+        """Marks the store as that of a registry: what lies here may be the only copy there is."""
+        (self.root / _REGISTRY).touch()
+
+    @property
+    def is_registry(self) -> bool:
+        """Whether the store was claimed; then nobody else decides what is removed from it."""
+        return (self.root / _REGISTRY).exists()
+
+    def keep(self, sha256: str, made: int, path: Path) -> None:
+        """Puts a whole file, whose hash is known to be right, under its name. Raises OSError."""
+        os.fchmod(made, BLOB_MODE)
+        os.fsync(made)
+        path.replace(self.path(sha256))
+        self._sync_folder()
+
+    def _note_use(self, sha256: str) -> None:
+        path = self.path(sha256)
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
 
     def _open(self, sha256: str) -> int:
         try:
@@ -135,17 +186,16 @@ class Store:
                 fill(made, path)
                 # The copy is hashed, not the source: a change meanwhile cannot give a wrong name.
                 size = os.fstat(made).st_size
-                sha256 = _hash(made, size, progress)
-                os.fchmod(made, BLOB_MODE)
-                os.fsync(made)
+                digest = hashlib.sha256()
+                feed(digest, made, size, progress)
+                sha256 = digest.hexdigest()
+                if not self.has(sha256):
+                    self.keep(sha256, made, path)
             except OSError as failed:
                 raise StoreError(
                     f"cannot keep the image: {failed.strerror}",
                     "free some space in the image store",
                 ) from failed
-            if not self.has(sha256):
-                path.replace(self.path(sha256))
-                self._sync_folder()
         progress(1.0, "stored")
         return StoredBlob(sha256, size)
 
@@ -157,16 +207,13 @@ class Store:
             os.close(folder)
 
 
-def _hash(descriptor: int, size: int, progress: Progress) -> str:
-    """The sha256 of a whole file; holes are hashed as zeros without being read."""
-    digest = hashlib.sha256()
-    zeros = bytes(sparse.CHUNK)
+def feed(digest: "hashlib._Hash", descriptor: int, size: int, progress: Progress) -> None:
+    """Hashes the first ``size`` bytes of a file; holes count as zeros and are not read."""
     at = 0
     for start, end in (*sparse.data_ranges(descriptor, size), (size, size)):
-        while at < start:
-            step = min(start - at, len(zeros))
-            digest.update(memoryview(zeros)[:step])
-            at += step
+        if at < start:
+            feed_zeros(digest, start - at)
+            at = start
             progress(at / size, "checking")
         while at < end:
             data = os.pread(descriptor, min(end - at, sparse.CHUNK), at)
@@ -175,7 +222,12 @@ def _hash(descriptor: int, size: int, progress: Progress) -> str:
             digest.update(data)
             at += len(data)
             progress(at / size, "checking")
-    return digest.hexdigest()
+
+
+def feed_zeros(digest: "hashlib._Hash", count: int) -> None:
+    """Hashes so many zeros."""
+    for at in range(0, count, len(_ZEROS)):
+        digest.update(memoryview(_ZEROS)[: count - at])
 
 
 def _missing(sha256: str) -> StoreError:

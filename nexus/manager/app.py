@@ -29,6 +29,7 @@ from nexus.manager.pipelines.snapshots import SnapshotPipeline
 from nexus.manager.pipelines.uploads import sweep_uploads
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.routes import (
+    blobs,
     builds,
     events,
     health,
@@ -64,7 +65,7 @@ from nexus.manager.services.rollouts import Rollouts
 from nexus.manager.services.snapshot_use import SnapshotUse
 from nexus.manager.services.snapshots import Snapshots
 from nexus.manager.services.templates import Templates
-from nexus.manager.services.tokens import ensure_admin_token, lookup_in
+from nexus.manager.services.tokens import ensure_admin_token, ensure_host_token, lookup_in
 from nexus.manager.services.uploads import Uploads
 from nexus.manager.services.vm_bulk import VmBulk
 from nexus.manager.services.vm_creation import VmCreation
@@ -97,6 +98,7 @@ ROUTERS = (
     quotas.router,
     templates.router,
     rollouts.router,
+    blobs.router,
     builds.router,
     uploads.router,
     images.router,
@@ -210,6 +212,7 @@ async def start(runtime: Runtime) -> None:
     """What must be true before the first request: schema, admin's token, no dead leases."""
     await runtime.db.migrate()
     await ensure_admin_token(runtime.db, runtime.settings.admin_token_file)
+    await ensure_host_token(runtime.db, runtime.settings.host_token_file)
     if runtime.db.is_sqlite:
         # A manager on SQLite is alone, so every lease is one of a process that died.
         async with runtime.db.write() as session:

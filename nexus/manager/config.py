@@ -27,6 +27,8 @@ class Settings:
     agent_url: str
     """``unix:/path/agent.sock`` or ``http://host:port``."""
     admin_token_file: Path
+    host_token_file: Path
+    """Holds the token by which hosts fetch images; made at the first start."""
     agent_token_file: Path | None = None
     """Holds the bearer token that an agent on TCP wants."""
     events_keep_days: float = 30.0
@@ -57,6 +59,7 @@ class Settings:
             store_dir=Path(given.get("NEXUS_STORE_DIR") or data / "store"),
             agent_url=given.get("NEXUS_AGENT_URL") or f"unix:{data / 'run' / 'agent.sock'}",
             admin_token_file=Path(given.get("NEXUS_ADMIN_TOKEN_FILE") or data / "admin.token"),
+            host_token_file=Path(given.get("NEXUS_HOST_TOKEN_FILE") or data / "host.token"),
             agent_token_file=_path(given, "NEXUS_AGENT_TOKEN_FILE"),
             events_keep_days=_above_zero(given, "MANAGER_EVENTS_KEEP_DAYS", "30", 36500),
             mem_overcommit=_above_zero(given, "MANAGER_MEM_OVERCOMMIT", "1", 1000),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from nexus.api.common import Progress
 from nexus.api.endings import FAILURES, LastExit
 from nexus.api.errors import InvalidState
 from nexus.api.machines import MachineStatus
@@ -221,6 +222,16 @@ _ENDINGS: dict[str, tuple[str, str]] = {
     "guest_panic": ("guest_panic", "the guest's kernel panicked"),
     "guest_reboot": ("guest_reboot", "the guest rebooted, which ends its VMM"),
 }
+
+
+def told_of(before: Progress | None, now: Progress | None) -> str | None:
+    """What an event says of images that are fetched: at the beginning, and after each quarter."""
+    if now is None:
+        return None
+    begun = before is None or before.what != now.what
+    if not begun and before is not None and int(before.fraction * 4) >= int(now.fraction * 4):
+        return None
+    return f"{now.what}: {now.fraction:.0%}"
 
 
 def restarted(status: MachineStatus) -> tuple[str, str]:

@@ -100,6 +100,7 @@ def apply(
     )
     refused_before = row.devices_error
     known_as = row.identity
+    told = lifecycle.told_of(row.progress, status.progress)
     ended_unseen = lifecycle.went_by(status, row.last_exit, after)
     _copy(row, status)
     if newly_configured and status.configured_at and after != "configured":
@@ -118,6 +119,8 @@ def apply(
         if after == before and status.restarts:
             again_at = status.started_at or now
             _event(session, SYSTEM, row, again_at, after, *lifecycle.restarted(status))
+    if told is not None:
+        _event(session, caller, row, now, after, "fetching", told)
     if after != before:
         reason, message = lifecycle.reason_for(before, after, status)
         if before == "unknown":
@@ -216,6 +219,7 @@ def _copy(row: VmRow, status: MachineStatus) -> None:
     row.last_exit = status.last_exit
     row.devices_error = status.devices_error
     row.identity = status.identity
+    row.progress = status.progress
 
 
 def _moment(status: MachineStatus, state: VmState, now: datetime) -> datetime:

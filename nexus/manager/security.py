@@ -41,8 +41,9 @@ Permission = Literal[
     "quotas:read",
     "quotas:write",
     "metrics:read",
+    "blobs:read",
 ]
-Role = Literal["viewer", "operator", "admin"]
+Role = Literal["viewer", "operator", "admin", "agent"]
 
 _READ: frozenset[Permission] = frozenset(
     {
@@ -67,11 +68,14 @@ _OPERATE: frozenset[Permission] = frozenset(
         "snapshots:write",
     }
 )
+_AGENT: frozenset[Permission] = frozenset({"blobs:read"})
+"""Of hosts alone: contents belong to no project, so nobody's token reads them."""
 
 ROLES: dict[Role, frozenset[Permission]] = {
     "viewer": _READ,
     "operator": _READ | _OPERATE,
-    "admin": frozenset(get_args(Permission)),
+    "admin": frozenset(get_args(Permission)) - _AGENT,
+    "agent": _AGENT,
 }
 """What each role may do; whatever is not listed is denied."""
 

@@ -52,7 +52,7 @@ class StoredToken:
     secret_hash: str
     name: str
     project: str
-    role: Literal["viewer", "operator", "admin"]
+    role: Literal["viewer", "operator", "admin", "agent"]
     expires_at: datetime | None
     revoked_at: datetime | None
 

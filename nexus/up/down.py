@@ -23,6 +23,7 @@ _OURS = (
     "logs",
     "fc",
     "admin.token",
+    "host.token",
     "client.json",
     "nexus.db",
     "nexus.db-wal",

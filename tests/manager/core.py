@@ -12,6 +12,7 @@ import anyio
 import httpx
 from fastapi import FastAPI
 
+from nexus import httpd
 from nexus.api.images import ImageKind
 from nexus.ids import new_id
 from nexus.manager.app import create_app
@@ -122,3 +123,23 @@ async def running(settings: Settings, *, ready: bool = True) -> AsyncIterator[Ma
             if ready:
                 await until("the manager is ready", manager.is_ready)
             yield manager
+
+
+@contextlib.asynccontextmanager
+async def served(app: FastAPI) -> AsyncIterator[str]:
+    """Serves a manager on a real socket of loopback; yields its address."""
+    server = httpd.server(app, drain_s=0)
+    server.config.loop = "none"
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    listener = httpd.listen("127.0.0.1:0")
+
+    async def started() -> bool:
+        return server.started
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: server.serve(sockets=[listener]))
+        try:
+            await until("the manager serves", started)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True

@@ -195,6 +195,7 @@ def test_every_route_is_closed_without_a_token(manager: Manager) -> None:
         filled = filled.replace("{upload_id}", manager.image_id)
         filled = filled.replace("{forward_id}", manager.image_id)
         filled = filled.replace("{ref}", VICTIM).replace("{path:path}", "vm")
+        filled = filled.replace("{sha256}", "0" * 64)
         filled = filled.replace("{project}", "default")
         filled = filled.replace("{name}", "data").replace("{iface}", "eth0")
         filled = filled.replace("{number}", "1").replace("{rollout_id}", manager.image_id)

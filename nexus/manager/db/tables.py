@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column
 
-from nexus.api.common import Engine
+from nexus.api.common import Engine, Progress
 from nexus.api.devices import ROOT_DRIVE, Balloon, DriveLimits
 from nexus.api.endings import LastExit, RestartPolicy
 from nexus.api.hosts import Capacity, HostNetwork, HostState
@@ -52,7 +52,7 @@ from nexus.manager.db.columns import (
 )
 
 WantedPower = Literal["running", "paused", "stopped", "deleted"]
-RoleName = Literal["viewer", "operator", "admin"]
+RoleName = Literal["viewer", "operator", "admin", "agent"]
 
 _BIG_ID = BigInteger().with_variant(Integer, "sqlite")
 
@@ -267,6 +267,8 @@ class VmRow(Leased, Base):
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     observed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """When the agent saw what the observed columns say."""
+    progress: Mapped[Progress | None] = mapped_column(Typed(Progress))
+    """Of what its host fetches for it."""
     restarts: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     restart_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_exit: Mapped[LastExit | None] = mapped_column(Typed(LastExit))

@@ -80,7 +80,9 @@ class Images:
 
     @classmethod
     def of(cls, db: Database, settings: Settings) -> "Images":
-        return cls(db, settings, Store(settings.store_dir), CapacityLimiter(_IMPORTS))
+        store = Store(settings.store_dir)
+        store.claim()
+        return cls(db, settings, store, CapacityLimiter(_IMPORTS))
 
     async def register(self, caller: Caller, wanted: ImageCreate) -> Image:
         """Makes an image of a file under the image root.

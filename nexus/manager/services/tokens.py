@@ -1,4 +1,4 @@
-"""Tokens: finding them for the gate, and the admin's, made at the first start."""
+"""Tokens: finding them for the gate, and those made at the first start."""
 
 import os
 import secrets
@@ -9,7 +9,7 @@ from sqlalchemy import Select, select
 
 from nexus.ids import new_id
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import TokenRow
+from nexus.manager.db.tables import RoleName, TokenRow
 from nexus.manager.turns import turn
 from nexus.manager.uow import SYSTEM, change
 from nexus.manager.verify import (
@@ -21,7 +21,8 @@ from nexus.manager.verify import (
     secret_matches,
 )
 
-ADMIN = "admin"
+ADMIN: RoleName = "admin"
+HOSTS: RoleName = "agent"
 
 
 def lookup_in(db: Database) -> Lookup:
@@ -36,7 +37,17 @@ def lookup_in(db: Database) -> Lookup:
 
 
 async def ensure_admin_token(db: Database, path: Path) -> None:
-    """After this the token in ``path`` (mode 0600) is the one valid admin token.
+    """After this the token in ``path`` (mode 0600) is the one valid admin token."""
+    await _ensure(db, path, ADMIN)
+
+
+async def ensure_host_token(db: Database, path: Path) -> None:
+    """The same for the token by which hosts fetch images, and which may do nothing else."""
+    await _ensure(db, path, HOSTS)
+
+
+async def _ensure(db: Database, path: Path, role: RoleName) -> None:
+    """After this the token in ``path`` is the one valid token with this role as its name.
 
     The file is written before its hash: cut off in between, the next start takes the file's token
     as it is. A missing or broken file is replaced by a new token, and the old one is revoked.
@@ -45,15 +56,15 @@ async def ensure_admin_token(db: Database, path: Path) -> None:
         token = await to_thread.run_sync(_read, path)
         if token is not None:
             known = await _row_of(db, token)
-            if known is not None and await _is_valid_admin(known, token):
-                await _revoke_others(db, known.lookup_id)
+            if known is not None and await _is_valid(known, token, role):
+                await _revoke_others(db, known.lookup_id, role)
                 return
             if known is not None:
                 token = None
         if token is None:
             token = make_token()
             await to_thread.run_sync(_write, path, token)
-        await _register(db, token)
+        await _register(db, token, role)
 
 
 async def _row_of(db: Database, token: str) -> StoredToken | None:
@@ -61,29 +72,29 @@ async def _row_of(db: Database, token: str) -> StoredToken | None:
     return await lookup_in(db)(parts[0]) if parts else None
 
 
-async def _is_valid_admin(row: StoredToken, token: str) -> bool:
+async def _is_valid(row: StoredToken, token: str, role: RoleName) -> bool:
     parts = parse(token)
-    if parts is None or row.role != ADMIN or row.revoked_at or row.expires_at:
+    if parts is None or row.role != role or row.revoked_at or row.expires_at:
         return False
     return await to_thread.run_sync(secret_matches, parts[1], row.secret_hash)
 
 
-async def _register(db: Database, token: str) -> None:
+async def _register(db: Database, token: str, role: RoleName) -> None:
     parts = parse(token)
     if parts is None:
         raise ValueError("not a token")
     lookup_id, secret = parts
     secret_hash = await to_thread.run_sync(hash_secret, secret)
     async with change(db, SYSTEM, "token.bootstrap") as unit:
-        for row in await unit.session.scalars(_admins_but(lookup_id)):
+        for row in await unit.session.scalars(_others(lookup_id, role)):
             row.revoked_at = unit.at
         made = TokenRow(
             id=new_id(),
             project=SYSTEM.project,
-            name=ADMIN,
+            name=role,
             lookup_id=lookup_id,
             secret_hash=secret_hash,
-            role=ADMIN,
+            role=role,
             created_at=unit.at,
         )
         unit.session.add(made)
@@ -91,21 +102,21 @@ async def _register(db: Database, token: str) -> None:
         unit.after = {"name": made.name, "role": made.role, "lookup_id": lookup_id}
 
 
-async def _revoke_others(db: Database, lookup_id: str) -> None:
+async def _revoke_others(db: Database, lookup_id: str, role: RoleName) -> None:
     async with db.read() as session:
-        others = (await session.scalars(_admins_but(lookup_id))).all()
+        others = (await session.scalars(_others(lookup_id, role))).all()
     if not others:
         return
     async with change(db, SYSTEM, "token.revoke") as unit:
-        for row in await unit.session.scalars(_admins_but(lookup_id)):
+        for row in await unit.session.scalars(_others(lookup_id, role)):
             row.revoked_at = unit.at
 
 
-def _admins_but(lookup_id: str) -> Select[TokenRow]:
-    """The valid admin tokens of earlier starts."""
+def _others(lookup_id: str, role: RoleName) -> Select[TokenRow]:
+    """The valid tokens of earlier starts."""
     return select(TokenRow).where(
-        TokenRow.name == ADMIN,
-        TokenRow.role == ADMIN,
+        TokenRow.name == role,
+        TokenRow.role == role,
         TokenRow.revoked_at.is_(None),
         TokenRow.lookup_id != lookup_id,
     )

@@ -166,6 +166,7 @@ def to_vm(row: VmRow) -> Vm:
         origin=_to_origin(row.origin) if row.origin else None,
         identity=row.identity,
         template=_to_template(row),
+        progress=row.progress,
     )
 
 
