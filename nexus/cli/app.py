@@ -21,6 +21,7 @@ from nexus.cli.commands import (
     nics,
     power,
     quotas,
+    rollouts,
     templates,
     vms,
     volumes,
@@ -68,6 +69,7 @@ app.add_typer(nics.commands, name="nic")
 app.add_typer(volumes.commands, name="volume")
 app.add_typer(quotas.commands, name="quota")
 app.add_typer(templates.commands, name="template")
+app.add_typer(rollouts.commands, name="rollout")
 app.add_typer(images.commands, name="image")
 app.add_typer(hosts.commands, name="host")
 

@@ -22,6 +22,7 @@ from nexus.client.images import AsyncImages
 from nexus.client.networks import AsyncForwards, AsyncNetworks
 from nexus.client.quotas import AsyncQuotas
 from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
+from nexus.client.rollouts import AsyncRollouts
 from nexus.client.templates import AsyncTemplates
 from nexus.client.vms import AsyncVms
 from nexus.client.volumes import AsyncVolumes
@@ -56,6 +57,7 @@ class AsyncClient:
         self.volumes = AsyncVolumes(self)
         self.quotas = AsyncQuotas(self)
         self.templates = AsyncTemplates(self)
+        self.rollouts = AsyncRollouts(self)
         self.hosts = AsyncHosts(self)
 
     async def __aenter__(self) -> Self:

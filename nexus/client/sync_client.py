@@ -22,6 +22,7 @@ from nexus.client.images import Images
 from nexus.client.networks import Forwards, Networks
 from nexus.client.quotas import Quotas
 from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
+from nexus.client.rollouts import Rollouts
 from nexus.client.templates import Templates
 from nexus.client.vms import Vms
 from nexus.client.volumes import Volumes
@@ -56,6 +57,7 @@ class Client:
         self.volumes = Volumes(self)
         self.quotas = Quotas(self)
         self.templates = Templates(self)
+        self.rollouts = Rollouts(self)
         self.hosts = Hosts(self)
 
     def __enter__(self) -> Self:

@@ -50,6 +50,7 @@ from nexus.api.volumes import Volume, VolumeCreate
 from nexus.api.why import VmWhy
 from nexus.ids import new_id
 from tests.client.wire_storage import add_quota_routes
+from tests.client.wire_templates import add_template_routes
 
 TOKEN = "wire-token"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -183,6 +184,7 @@ def make_app(wire: Wire) -> FastAPI:
         if given not in (f"Bearer {TOKEN}", "Bearer viewer"):
             raise Unauthenticated("the token is not accepted", suggestion="set NEXUS_TOKEN_FILE")
 
+    add_template_routes(app, wire, check, make_vm)
     _add_vms(app, wire, check)
     _add_uploads(app, wire, check)
     _add_events(app, wire, check)

@@ -1,6 +1,6 @@
 """``nexus template …``"""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -174,6 +174,53 @@ def run_template(
         },
         wait=wait,
         timeout_s=timeout,
+    )
+
+
+@commands.command("rollout")
+def roll_out(
+    context: typer.Context,
+    name: Name,
+    version: Version = None,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", help="Only VMs with this tag; repeatable.")
+    ] = None,
+    batch: Annotated[str, typer.Option("--batch", help="So many VMs at a time: 2, 25%.")] = "1",
+    max_failures: Annotated[
+        int, typer.Option("--max-failures", min=0, help="It halts with more than so many.")
+    ] = 0,
+    pause: Annotated[str, typer.Option("--pause", help="Between batches: 30s, 5m.")] = "0",
+    health: Annotated[
+        Literal["running", "agent"],
+        typer.Option("--health", help="When a VM is up: it runs, or its guest's agent answers."),
+    ] = "running",
+    steady: Annotated[float, typer.Option("--steady", help="Seconds that it has to run.")] = 5.0,
+    vm_timeout: Annotated[
+        float, typer.Option("--vm-timeout", help="Seconds that each VM may take.")
+    ] = 120.0,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it ends or halts.")] = True,
+    output: Output = None,
+) -> None:
+    """Move the template's VMs to a version, some at a time. Each is rebooted.
+
+    Example: nexus template rollout worker --version 2 --tag team=blue --batch 25% --pause 30s
+    """
+    from nexus.cli import rollouts, terms
+
+    rollouts.begin(
+        session(context, output),
+        name,
+        {
+            "version": version,
+            "selector": terms.tags_of(tag or []),
+            "batch": int(batch) if batch.isdigit() else batch,
+            "max_failures": max_failures,
+            "pause_s": terms.seconds(pause),
+            "health": health,
+            "steady_s": steady,
+            "timeout_s": vm_timeout,
+        },
+        wait=wait,
     )
 
 
