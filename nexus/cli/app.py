@@ -22,6 +22,7 @@ from nexus.cli.commands import (
     power,
     quotas,
     rollouts,
+    snapshots,
     templates,
     vms,
     volumes,
@@ -67,6 +68,7 @@ app.add_typer(networks.commands, name="network")
 app.add_typer(networks.forwards, name="forward")
 app.add_typer(nics.commands, name="nic")
 app.add_typer(volumes.commands, name="volume")
+app.add_typer(snapshots.commands, name="snapshot")
 app.add_typer(quotas.commands, name="quota")
 app.add_typer(templates.commands, name="template")
 app.add_typer(rollouts.commands, name="rollout")

@@ -30,6 +30,11 @@ def template_names(context: typer.Context, incomplete: str) -> list[str]:
     return list(_names(context, "templates", incomplete))
 
 
+def snapshot_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Snapshots whose names begin so."""
+    return list(_names(context, "snapshots", incomplete))
+
+
 def _names(context: typer.Context, what: str, incomplete: str) -> Iterable[str]:
     """Never prints and never raises: a Tab that finds nothing does nothing."""
     try:
@@ -59,11 +64,18 @@ def _call(what: str, incomplete: str) -> "Call[list[str]]":
     from nexus.api.common import Page
     from nexus.api.images import Image
     from nexus.api.templates import Template
+    from nexus.api.vm_snapshots import Snapshot
     from nexus.api.vms import Vm
     from nexus.client.calls.call import Call
 
+    pages: dict[str, Any] = {
+        "vms": Page[Vm],
+        "templates": Page[Template],
+        "snapshots": Page[Snapshot],
+    }
+
     def names(content: bytes) -> list[str]:
-        page: Any = {"vms": Page[Vm], "templates": Page[Template]}.get(what, Page[Image])
+        page = pages.get(what, Page[Image])
         return list(dict.fromkeys(each.name for each in page.model_validate_json(content).items))
 
     # The prefix is the manager's to match; the API has none for images.

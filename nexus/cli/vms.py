@@ -33,6 +33,7 @@ class RunOptions:
     root_size: str | None
     root_limit: str | None
     balloon: str | None
+    track_dirty: bool
     count: int | None
     terms: tuple[str | None, str | None, str | None]
     """``--restart``, ``--ttl``, ``--expires-at``"""
@@ -58,6 +59,7 @@ def run(session: Session, options: RunOptions) -> None:
             tags=terms.tags_of(options.tags),
             ssh_keys=[read(file).strip() for file in options.ssh_keys],
             start=options.start,
+            track_dirty_pages=options.track_dirty,
             **{name: value for name, value in given.items() if value is not None},
         )
     except ValueError as error:
@@ -199,6 +201,7 @@ def show(session: Session, name: str) -> None:
                 "template",
                 f"{vm.template.name} version {vm.template.version}" if vm.template else None,
             ),
+            *_origin(vm),
             ("engine", vm.engine),
             ("vcpu", str(vm.vcpu)),
             ("memory", f"{vm.mem_mib} MiB"),
@@ -223,3 +226,19 @@ def show(session: Session, name: str) -> None:
         print(f"more: nexus why {vm.name}")
     print()
     events_table(history)
+
+
+def _origin(vm: Vm) -> list[tuple[str, str | None]]:
+    """Which snapshot it was loaded from, and whether its guest knows who it is now."""
+    if vm.origin is None:
+        return []
+    loaded = "" if vm.boot == vm.origin.boot else f"; boot {vm.boot} began with the kernel"
+    said = vm.identity
+    message = f": {said.message}" if said and said.message else ""
+    return [
+        (
+            "loaded from",
+            f"{vm.origin.name} ({vm.origin.snapshot}) at boot {vm.origin.boot}{loaded}",
+        ),
+        ("identity", f"{said.state}{message}" if said else None),
+    ]

@@ -23,6 +23,7 @@ from nexus.client.networks import AsyncForwards, AsyncNetworks
 from nexus.client.quotas import AsyncQuotas
 from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
 from nexus.client.rollouts import AsyncRollouts
+from nexus.client.snapshots import AsyncSnapshots
 from nexus.client.templates import AsyncTemplates
 from nexus.client.vms import AsyncVms
 from nexus.client.volumes import AsyncVolumes
@@ -55,6 +56,7 @@ class AsyncClient:
         self.networks = AsyncNetworks(self)
         self.forwards = AsyncForwards(self)
         self.volumes = AsyncVolumes(self)
+        self.snapshots = AsyncSnapshots(self)
         self.quotas = AsyncQuotas(self)
         self.templates = AsyncTemplates(self)
         self.rollouts = AsyncRollouts(self)

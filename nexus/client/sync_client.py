@@ -23,6 +23,7 @@ from nexus.client.networks import Forwards, Networks
 from nexus.client.quotas import Quotas
 from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
 from nexus.client.rollouts import Rollouts
+from nexus.client.snapshots import Snapshots
 from nexus.client.templates import Templates
 from nexus.client.vms import Vms
 from nexus.client.volumes import Volumes
@@ -55,6 +56,7 @@ class Client:
         self.networks = Networks(self)
         self.forwards = Forwards(self)
         self.volumes = Volumes(self)
+        self.snapshots = Snapshots(self)
         self.quotas = Quotas(self)
         self.templates = Templates(self)
         self.rollouts = Rollouts(self)

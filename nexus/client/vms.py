@@ -12,6 +12,7 @@ from nexus.client.bulk import AsyncBulkCalls, BulkCalls
 from nexus.client.calls import vms as calls
 from nexus.client.devices import AsyncDeviceChanges, DeviceChanges
 from nexus.client.guests import AsyncGuestCalls, GuestCalls
+from nexus.client.snapshots import AsyncSnapshotCalls, SnapshotCalls
 
 if TYPE_CHECKING:
     from nexus.client.async_client import AsyncClient
@@ -25,7 +26,7 @@ def changes_of(name: str | None, tags: Mapping[str, str] | None) -> VmUpdate:
     return VmUpdate.model_validate({field: v for field, v in given.items() if v is not None})
 
 
-class Vms(BulkCalls, DeviceChanges, GuestCalls):
+class Vms(BulkCalls, DeviceChanges, GuestCalls, SnapshotCalls):
     """``client.vms``. A VM is named by its id or its name."""
 
     def __init__(self, client: "Client") -> None:
@@ -164,7 +165,7 @@ class Vms(BulkCalls, DeviceChanges, GuestCalls):
         return self._client.pages(lambda cursor: calls.vm_events(ref, limit, cursor))
 
 
-class AsyncVms(AsyncBulkCalls, AsyncDeviceChanges, AsyncGuestCalls):
+class AsyncVms(AsyncBulkCalls, AsyncDeviceChanges, AsyncGuestCalls, AsyncSnapshotCalls):
     """``client.vms``. A VM is named by its id or its name."""
 
     def __init__(self, client: "AsyncClient") -> None:

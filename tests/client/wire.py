@@ -45,10 +45,12 @@ from nexus.api.networks import (
     PortForward,
     PortForwardCreate,
 )
+from nexus.api.vm_snapshots import Snapshot
 from nexus.api.vms import LogChunk, Vm, VmCreate, VmError, VmEvent, VmImage, VmNic, VmUpdate
 from nexus.api.volumes import Volume, VolumeCreate
 from nexus.api.why import VmWhy
 from nexus.ids import new_id
+from tests.client.wire_snapshots import add_snapshot_routes
 from tests.client.wire_storage import add_quota_routes
 from tests.client.wire_templates import add_template_routes
 
@@ -143,6 +145,7 @@ class Wire:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)
     forwards: list[PortForward] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
     upload: ImageUpload | None = None
     uploaded: bytes = b""
     takes: list[int] = field(default_factory=list)
@@ -195,6 +198,7 @@ def make_app(wire: Wire) -> FastAPI:
 def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
     # Before the actions on a VM, which have any name.
     add_network_routes(app, wire, check)
+    add_snapshot_routes(app, wire, check)
     add_volume_routes(app, wire, check)
     add_quota_routes(app, wire, check)
 

@@ -54,6 +54,9 @@ def run_vm(
     balloon: Annotated[
         str | None, typer.Option("--balloon", help="With a balloon; memory to give back: 64M, 0.")
     ] = None,
+    track_dirty: Annotated[
+        bool, typer.Option("--track-dirty", help="Diff snapshots can be taken of it.")
+    ] = False,
     count: Annotated[
         int | None, typer.Option("--count", min=1, max=1000, help="So many alike: NAME-1, NAME-2 …")
     ] = None,
@@ -94,6 +97,7 @@ def run_vm(
             root_size=root_size,
             root_limit=root_limit,
             balloon=balloon,
+            track_dirty=track_dirty,
             count=count,
             terms=(restart, ttl, expires_at),
             start=start,

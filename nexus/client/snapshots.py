@@ -1,0 +1,240 @@
+"""``client.snapshots``, and snapshots in ``client.vms``, sync and async."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from nexus.api.snapshots import SnapshotKind
+from nexus.api.vm_snapshots import (
+    Snapshot,
+    SnapshotClone,
+    SnapshotCreate,
+    SnapshotState,
+    VmRestore,
+)
+from nexus.api.vms import Vm, WaitState
+from nexus.client.calls import snapshots as calls
+
+if TYPE_CHECKING:
+    from nexus.client.async_client import AsyncClient
+    from nexus.client.sync_client import Client
+
+
+def request_of(name: str | None, kind: SnapshotKind) -> SnapshotCreate:
+    """Raises ValueError for a name that no snapshot can have."""
+    return SnapshotCreate(kind=kind) if name is None else SnapshotCreate(name=name, kind=kind)
+
+
+class Snapshots:
+    """``client.snapshots``. A snapshot is named by its id or its name."""
+
+    def __init__(self, client: "Client") -> None:
+        self._client = client
+
+    def create(
+        self,
+        vm: str,
+        *,
+        name: str | None = None,
+        kind: SnapshotKind = "full",
+        wait: bool = True,
+        timeout_s: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Snapshot:
+        """Takes one of a VM that runs or is paused. With ``wait``, returns when it is ``ready`` or
+        in ``error``. A ``diff`` holds what changed since the VM's snapshot before it."""
+        request = request_of(name, kind)
+        return self._client.send(
+            calls.create_snapshot(vm, request, wait, timeout_s, idempotency_key)
+        )
+
+    def list(
+        self,
+        *,
+        vm: str | None = None,
+        name: str | None = None,
+        state: SnapshotState | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Snapshot]:
+        """Oldest first. ``vm`` is the id or name of the VM they were taken of, also when it is
+        gone; ``name`` is how names begin."""
+        narrowed = calls.SnapshotQuery(vm, name, state, limit)
+        return self._client.pages(lambda cursor: calls.list_snapshots(narrowed, cursor))
+
+    def get(self, ref: str) -> Snapshot:
+        return self._client.send(calls.get_snapshot(ref))
+
+    def get_with_etag(self, ref: str) -> tuple[Snapshot, str]:
+        """A snapshot, and the ETag that lets a change require that it is still as it is here."""
+        return self._client.send_for_etag(calls.get_snapshot(ref))
+
+    def rename(self, ref: str, name: str, *, if_match: str | None = None) -> Snapshot:
+        return self._client.send(calls.rename_snapshot(ref, name, if_match))
+
+    def delete(
+        self,
+        ref: str,
+        *,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        if_match: str | None = None,
+    ) -> None:
+        """Refused while a diff on top of it, or a VM that is being loaded, needs it."""
+        self._client.send(calls.delete_snapshot(ref, wait, timeout_s, if_match))
+
+    def clone(
+        self,
+        ref: str,
+        request: SnapshotClone | None = None,
+        *,
+        wait: WaitState | None = None,
+        timeout_s: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Sequence[Vm]:
+        """Makes one VM from it, or ``count`` of them: all or none. With ``wait``, returns when
+        each is so or in ``error``."""
+        wish = request or SnapshotClone()
+        return self._client.send(calls.instantiate(ref, wish, wait, timeout_s, idempotency_key))
+
+
+class SnapshotCalls:
+    """The part of ``client.vms`` that takes snapshots and goes back to them."""
+
+    _client: "Client"
+
+    def snapshot(
+        self,
+        ref: str,
+        *,
+        name: str | None = None,
+        kind: SnapshotKind = "full",
+        wait: bool = True,
+        timeout_s: float | None = None,
+    ) -> Snapshot:
+        """See ``client.snapshots.create``."""
+        return self._client.send(
+            calls.create_snapshot(ref, request_of(name, kind), wait, timeout_s, None)
+        )
+
+    def restore(
+        self,
+        ref: str,
+        snapshot: str,
+        *,
+        start: bool = True,
+        wait: WaitState | None = None,
+        timeout_s: float | None = None,
+        if_match: str | None = None,
+    ) -> Vm:
+        """Puts a VM back to one of its own snapshots, memory and disks; what it does now is ended
+        at once. Without ``start`` it is left paused."""
+        request = VmRestore(snapshot=snapshot, start=start)
+        return self._client.send(calls.restore_vm(ref, request, wait, timeout_s, if_match))
+
+
+class AsyncSnapshots:
+    """``client.snapshots``. A snapshot is named by its id or its name."""
+
+    def __init__(self, client: "AsyncClient") -> None:
+        self._client = client
+
+    async def create(
+        self,
+        vm: str,
+        *,
+        name: str | None = None,
+        kind: SnapshotKind = "full",
+        wait: bool = True,
+        timeout_s: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Snapshot:
+        """Takes one of a VM that runs or is paused. With ``wait``, returns when it is ``ready`` or
+        in ``error``. A ``diff`` holds what changed since the VM's snapshot before it."""
+        request = request_of(name, kind)
+        return await self._client.send(
+            calls.create_snapshot(vm, request, wait, timeout_s, idempotency_key)
+        )
+
+    def list(
+        self,
+        *,
+        vm: str | None = None,
+        name: str | None = None,
+        state: SnapshotState | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[Snapshot]:
+        """Oldest first. ``vm`` is the id or name of the VM they were taken of, also when it is
+        gone; ``name`` is how names begin."""
+        narrowed = calls.SnapshotQuery(vm, name, state, limit)
+        return self._client.pages(lambda cursor: calls.list_snapshots(narrowed, cursor))
+
+    async def get(self, ref: str) -> Snapshot:
+        return await self._client.send(calls.get_snapshot(ref))
+
+    async def get_with_etag(self, ref: str) -> tuple[Snapshot, str]:
+        """A snapshot, and the ETag that lets a change require that it is still as it is here."""
+        return await self._client.send_for_etag(calls.get_snapshot(ref))
+
+    async def rename(self, ref: str, name: str, *, if_match: str | None = None) -> Snapshot:
+        return await self._client.send(calls.rename_snapshot(ref, name, if_match))
+
+    async def delete(
+        self,
+        ref: str,
+        *,
+        wait: bool = True,
+        timeout_s: float | None = None,
+        if_match: str | None = None,
+    ) -> None:
+        """Refused while a diff on top of it, or a VM that is being loaded, needs it."""
+        await self._client.send(calls.delete_snapshot(ref, wait, timeout_s, if_match))
+
+    async def clone(
+        self,
+        ref: str,
+        request: SnapshotClone | None = None,
+        *,
+        wait: WaitState | None = None,
+        timeout_s: float | None = None,
+        idempotency_key: str | None = None,
+    ) -> Sequence[Vm]:
+        """Makes one VM from it, or ``count`` of them: all or none. With ``wait``, returns when
+        each is so or in ``error``."""
+        wish = request or SnapshotClone()
+        return await self._client.send(
+            calls.instantiate(ref, wish, wait, timeout_s, idempotency_key)
+        )
+
+
+class AsyncSnapshotCalls:
+    """The part of ``client.vms`` that takes snapshots and goes back to them."""
+
+    _client: "AsyncClient"
+
+    async def snapshot(
+        self,
+        ref: str,
+        *,
+        name: str | None = None,
+        kind: SnapshotKind = "full",
+        wait: bool = True,
+        timeout_s: float | None = None,
+    ) -> Snapshot:
+        """See ``client.snapshots.create``."""
+        return await self._client.send(
+            calls.create_snapshot(ref, request_of(name, kind), wait, timeout_s, None)
+        )
+
+    async def restore(
+        self,
+        ref: str,
+        snapshot: str,
+        *,
+        start: bool = True,
+        wait: WaitState | None = None,
+        timeout_s: float | None = None,
+        if_match: str | None = None,
+    ) -> Vm:
+        """Puts a VM back to one of its own snapshots, memory and disks; what it does now is ended
+        at once. Without ``start`` it is left paused."""
+        request = VmRestore(snapshot=snapshot, start=start)
+        return await self._client.send(calls.restore_vm(ref, request, wait, timeout_s, if_match))

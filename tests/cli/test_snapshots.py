@@ -1,0 +1,71 @@
+"""Snapshots on the command line, and by the asynchronous client."""
+
+import pytest
+
+from nexus.api.vm_snapshots import SnapshotClone
+from nexus.client import AsyncClient, ConflictError
+from tests.cli.calling import call, done, done_json
+from tests.cli.test_completion import tab
+from tests.client.wire import TOKEN, Wire
+from tests.client.wire_snapshots import make_snapshot
+
+
+def test_a_life_of_a_snapshot(wire: Wire) -> None:
+    made = done(wire, "snapshot", "create", "web", "base").splitlines()[1].split()
+    assert made[:5] == ["base", "ready", "web", "full", "128M"]
+    assert wire.asked_for("POST", "/v1/vms/web/snapshots")[0]["wait"] == "ready"
+    assert done(wire, "snapshot", "create", "web", "--diff", "-o", "name") == "web-1\n"
+    assert wire.bodies == [{"name": "base", "kind": "full"}, {"kind": "diff"}]
+    failed = call(wire, "snapshot", "create", "web", "broken")
+    assert (failed.returncode, b"ENOSPC" in failed.stderr, b"try: df -h" in failed.stderr) == (
+        1,
+        True,
+        True,
+    )
+    listed = done(wire, "snapshot", "ls", "--vm", "web", "-o", "name")
+    assert listed.split() == ["base", "web-1", "broken"]
+    assert wire.asked_for("GET", "/v1/snapshots")[0]["vm"] == "web"
+    assert "stood" in done(wire, "snapshot", "show", "base")
+    assert done_json(wire, "snapshot", "show", "base", "-o", "json")["item"]["pause_ms"] == 12.5
+    assert done(wire, "snapshot", "rename", "base", "gold") == "gold\n"
+    assert tab(wire, "nexus snapshot show go") == ["gold"]
+    assert done(wire, "snapshot", "rm", "gold", "broken").split() == ["gold", "broken"]
+    assert call(wire, "snapshot", "rm", "parent").returncode == 1
+    assert call(wire, "snapshot", "show", "gold").returncode == 3
+    assert call(wire, "snapshot", "create", "web", "No Name").returncode == 2
+
+
+def test_clones_and_the_way_back(wire: Wire) -> None:
+    wire.snapshots = [make_snapshot(wire.vms[0], "base")]
+    three = ["clone", "base", "--name", "job", "--count", "3", "--tag", "a=b", "--ttl", "2h"]
+    assert done(wire, "snapshot", *three, "-o", "name").split() == ["job-1", "job-2", "job-3"]
+    sent = {"name": "job", "count": 3, "tags": {"a": "b"}, "ttl": 7200, "start": True}
+    assert wire.bodies == [sent]
+    paused = done(wire, "snapshot", "clone", "base", "--no-start", "--network", "lab")
+    assert "paused" in paused
+    assert wire.bodies[1] == {"networks": ["lab"], "start": False}
+    asked = wire.asked_for("POST", "/v1/snapshots/base/instantiate")
+    assert [query["wait"] for query in asked] == ["running", "paused"]
+    assert f"base ({wire.snapshots[0].id}) at boot 1" in done(wire, "show", "job-1")
+    back = done_json(wire, "snapshot", "restore", "web", "base", "-o", "json")["item"]
+    assert (back["boot"], back["origin"]["name"]) == (2, "base")
+    assert call(wire, "snapshot", "clone", "nope").returncode == 3
+    assert call(wire, "snapshot", "clone", "base", "--ttl", "soon").returncode == 2
+
+
+@pytest.mark.anyio
+async def test_the_asynchronous_client(wire: Wire) -> None:
+    async with AsyncClient(wire.url, TOKEN) as client:
+        made = await client.vms.snapshot("web", name="base")
+        assert (await client.snapshots.create("web", kind="diff")).kind == "diff"
+        assert [one.name async for one in client.snapshots.list(vm="web")] == ["base", "web-1"]
+        assert (await client.snapshots.get(made.id)).name == "base"
+        clones = await client.snapshots.clone("base", SnapshotClone(name="x", count=2))
+        assert [vm.name for vm in clones] == ["x-1", "x-2"]
+        assert (await client.snapshots.clone("base"))[0].name == "made-up"
+        restored = await client.vms.restore("web", "base", wait="running")
+        assert restored.origin is not None
+        assert (await client.snapshots.rename("base", "gold")).name == "gold"
+        await client.snapshots.delete("gold")
+        with pytest.raises(ConflictError):
+            await client.snapshots.delete("parent")
