@@ -150,8 +150,8 @@ def rename(session: Session, name: str, new_name: str) -> None:
         print(found.name)
 
 
-def remove(session: Session, names: list[str]) -> None:
-    each(session, names, lambda client, name: client.snapshots.delete(name))
+def remove(session: Session, names: list[str], *, merge: bool) -> None:
+    each(session, names, lambda client, name: client.snapshots.delete(name, merge=merge))
 
 
 def clone(

@@ -74,12 +74,14 @@ class Snapshots:
         self,
         ref: str,
         *,
+        merge: bool = False,
         wait: bool = True,
         timeout_s: float | None = None,
         if_match: str | None = None,
     ) -> None:
-        """Refused while a diff on top of it, or a VM that is being loaded, needs it."""
-        self._client.send(calls.delete_snapshot(ref, wait, timeout_s, if_match))
+        """Refused while a diff on top of it, or a VM that is being loaded, needs it; ``merge``
+        makes such diffs whole first."""
+        self._client.send(calls.delete_snapshot(ref, merge, wait, timeout_s, if_match))
 
     def clone(
         self,
@@ -181,12 +183,14 @@ class AsyncSnapshots:
         self,
         ref: str,
         *,
+        merge: bool = False,
         wait: bool = True,
         timeout_s: float | None = None,
         if_match: str | None = None,
     ) -> None:
-        """Refused while a diff on top of it, or a VM that is being loaded, needs it."""
-        await self._client.send(calls.delete_snapshot(ref, wait, timeout_s, if_match))
+        """Refused while a diff on top of it, or a VM that is being loaded, needs it; ``merge``
+        makes such diffs whole first."""
+        await self._client.send(calls.delete_snapshot(ref, merge, wait, timeout_s, if_match))
 
     async def clone(
         self,

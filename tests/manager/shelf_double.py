@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.responses import Response
 
 from nexus.api.common import Ok, Page
-from nexus.api.errors import InUse, InvalidState, NotFound
+from nexus.api.errors import InvalidState, NotFound
 from nexus.api.machines import Machine, MachineStatus
 from nexus.api.snapshots import HostSnapshot, SnapshotFile, SnapshotOrder
 
@@ -101,8 +101,8 @@ class Shelf:
     async def _delete(self, snapshot_id: str) -> Ok | Response:
         if self.faults and (answer := self.faults.pop(0)()) is not None:
             return answer
-        for held in self.held.values():
+        for held in [*self.held.values()]:
             if held.parent_id == snapshot_id and held.needs_parent:
-                raise InUse(f"{held.id} is a diff on top of it")
+                self.merge(held.id)
         self.held.pop(snapshot_id, None)
         return Ok()

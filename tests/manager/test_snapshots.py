@@ -7,7 +7,6 @@ import pytest
 from fastapi.responses import JSONResponse
 
 from nexus.manager.config import Settings
-from nexus.manager.db.tables import SnapshotRow
 from tests.manager.agent_double import AgentDouble, refusing
 from tests.manager.core import Manager, running, until
 
@@ -176,14 +175,24 @@ async def test_chains(manager: Manager, agent: AgentDouble) -> None:
     assert (await manager.http.delete("/v1/snapshots/base?wait=deleted")).status_code == 200
     merged = await shown(manager, "diff")
     assert (merged["parent_id"], merged["needs_parent"]) == (base["id"], False)
-    # A host that knows better than the manager is believed.
-    other = await take(manager, name="other", kind="diff")
-    async with manager.runtime.db.write() as session:
-        row = await session.get_one(SnapshotRow, other["id"])
-        row.needs_parent = False
-    kept = await manager.http.delete("/v1/snapshots/diff?wait=deleted")
-    assert (kept.status_code, "on top of it" in kept.json()["message"]) == (409, True)
-    assert (await shown(manager, "diff"))["state"] == "ready"
+    await take(manager, name="third", kind="diff")
+    assert (await refused(manager, "DELETE", "/v1/snapshots/diff"))[1] == "in_use"
+    gone = await manager.http.delete("/v1/snapshots/diff?wait=deleted&merge=true")
+    assert gone.status_code == 200, gone.text
+    assert not (await shown(manager, "third"))["needs_parent"]
+
+
+async def test_a_host_that_keeps_it(sqlite_manager: Manager, agent: AgentDouble) -> None:
+    manager = sqlite_manager
+    await manager.add_defaults()
+    await manager.create(name="web")
+    await take(manager, name="base")
+    body = {"error": "in_use", "message": "a reader has it", "status": 409, "request_id": "r"}
+    agent.shelf.faults.append(lambda: JSONResponse(body, 409))
+    kept = await manager.http.delete("/v1/snapshots/base?wait=deleted")
+    assert (kept.status_code, "a reader has it" in kept.json()["message"]) == (409, True)
+    back = await shown(manager, "base")
+    assert (back["state"], back["error"]["stage"]) == ("ready", "delete")
 
 
 async def test_deleted_while_it_is_taken(manager: Manager, agent: AgentDouble) -> None:

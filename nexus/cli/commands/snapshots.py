@@ -94,6 +94,9 @@ def remove_snapshots(
     names: Annotated[
         list[str], typer.Argument(help="Names or ids.", autocompletion=snapshot_names)
     ],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Make diffs on top of them whole first.")
+    ] = False,
     output: Output = None,
 ) -> None:
     """Delete snapshots. VMs that were made from them stay.
@@ -102,7 +105,7 @@ def remove_snapshots(
     """
     from nexus.cli import snapshots
 
-    snapshots.remove(session(context, output), names)
+    snapshots.remove(session(context, output), names, merge=merge)
 
 
 @commands.command("clone")

@@ -80,13 +80,13 @@ def rename_snapshot(ref: str, name: str, if_match: str | None) -> Call[Snapshot]
 
 
 def delete_snapshot(
-    ref: str, wait: bool, timeout_s: float | None, if_match: str | None
+    ref: str, merge: bool, wait: bool, timeout_s: float | None, if_match: str | None
 ) -> Call[None]:
     return Call(
         "DELETE",
         one(PATH, ref),
         nothing,
-        _waiting("deleted", wait, timeout_s),
+        {"merge": merge or None, **_waiting("deleted", wait, timeout_s)},
         timeout_s=_patience(wait, timeout_s),
         if_match=if_match,
     )

@@ -6,11 +6,12 @@ killed anywhere leaves a row that the next one brings to its end.
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import anyio
 import structlog
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -118,6 +119,10 @@ class SnapshotPipeline:
         """One call and its apply; the row when there is more to do at once."""
         async with self._slots:
             outcome = await self._call(seen)
+        if outcome is None:
+            async with self.db.read() as session:
+                diffs = await children(session, seen.id)
+            await self.look_at(diffs)
         now = datetime.now(UTC)
         async with self.db.write() as session:
             row = await leases.held(session, SnapshotRow, seen.id, token)
@@ -147,6 +152,20 @@ class SnapshotPipeline:
             return None
         except NexusError as error:
             return error
+
+    async def look_at(self, diffs: Sequence[SnapshotRow]) -> None:
+        """Asks their host whether diffs are whole by now: loading one makes it so, and so does
+        deleting what it was the difference to."""
+        for diff in diffs:
+            try:
+                held = await self.agents.of(diff.host_id).get_snapshot(diff.id)
+            except NexusError:
+                continue  # then nothing new is known
+            if held != diff.held:
+                async with self.db.write() as session:
+                    known = await session.get(SnapshotRow, diff.id, with_for_update=True)
+                    if known is not None and known.state == "ready":
+                        known.held, known.needs_parent = held, held.needs_parent
 
     async def _apply(
         self, session: AsyncSession, row: SnapshotRow, outcome: Outcome, now: datetime
@@ -206,6 +225,16 @@ class SnapshotPipeline:
         if self._held:
             async with self.db.write() as session:
                 await act(session, SnapshotRow, [*self._held], datetime.now(UTC))
+
+
+async def children(session: AsyncSession, snapshot_id: str) -> Sequence[SnapshotRow]:
+    """The diffs that are only the difference to a snapshot still."""
+    query = select(SnapshotRow).where(
+        SnapshotRow.parent_id == snapshot_id,
+        SnapshotRow.needs_parent.is_(True),
+        SnapshotRow.state != "error",
+    )
+    return (await session.scalars(query.order_by(SnapshotRow.id))).all()
 
 
 def fail(row: SnapshotRow, stage: SnapshotStage, error: NexusError, now: datetime) -> None:

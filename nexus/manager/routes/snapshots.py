@@ -72,11 +72,12 @@ async def delete(
     ref: Ref,
     wait: Annotated[GoneWait | None, Query(description="Answer when its files are gone.")] = None,
     timeout_s: Wait_s = WAIT_S,
+    merge: Annotated[bool, Query(description="Make diffs on top of it whole first.")] = False,
 ) -> Ok:
     """Deletes a snapshot. 409 while a diff on top of it, or a VM that is being loaded, needs it;
     VMs that were loaded from it do not."""
     caller = caller_of(request, principal, "snapshots:write")
-    snapshot = await nexus.snapshots.delete(caller, ref)
+    snapshot = await nexus.snapshots.delete(caller, ref, merge=merge)
     if wait is not None:
         await nexus.snapshots.gone(snapshot, timeout_s)
     return Ok()

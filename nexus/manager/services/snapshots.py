@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Created, Page
-from nexus.api.errors import InUse, InvalidState, NexusError, NotFound, TimedOut
+from nexus.api.errors import InUse, InvalidState, NotFound, TimedOut
 from nexus.api.vm_snapshots import (
     Snapshot,
     SnapshotCreate,
@@ -21,7 +21,7 @@ from nexus.manager import etags, keys
 from nexus.manager.agents import Agents
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import SnapshotRow, VmRow
-from nexus.manager.pipelines.snapshots import SnapshotPipeline
+from nexus.manager.pipelines.snapshots import SnapshotPipeline, children
 from nexus.manager.services import vms
 from nexus.manager.services.snapshot_taking import begin, name_taken
 from nexus.manager.services.snapshot_views import to_snapshot
@@ -129,11 +129,12 @@ class Snapshots:
             raise name_taken(request.name) from error
         return to_snapshot(row)
 
-    async def delete(self, caller: Caller, ref: str) -> Snapshot:
+    async def delete(self, caller: Caller, ref: str, *, merge: bool = False) -> Snapshot:
         """Wants a snapshot gone, with its files; asking twice is asking once.
 
-        VMs that were loaded from it have what they need. Raises NotFound, InvalidState, or InUse
-        with what needs it: diffs on top of it, and VMs that are being loaded.
+        VMs that were loaded from it have what they need. With ``merge`` its host makes diffs on
+        top of it whole first. Raises NotFound, InvalidState, or InUse with what needs it: such
+        diffs, and VMs that are being loaded.
         """
         await self._look_at_children(caller.project, ref)
         async with change(self.db, caller, "snapshot.delete", target=ref) as unit:
@@ -145,12 +146,7 @@ class Snapshots:
                     f"the snapshot {row.name!r} is being imported",
                     suggestion="end the import, then delete what is left of it",
                 )
-            needed_by = await needs(unit.session, row)
-            if needed_by:
-                raise InUse(
-                    f"the snapshot {row.name!r} is needed by {' and '.join(needed_by)}",
-                    suggestion="delete those first, or wait until the VMs run",
-                )
+            await check_not_needed(unit.session, row, merge=merge)
             discard(row, unit.at)
         self.pipeline.hint()
         return to_snapshot(row)
@@ -203,17 +199,8 @@ class Snapshots:
         in the background."""
         async with self.db.read() as session:
             row = await find(session, project, ref)
-            children = [child for child in await _children(session, row) if child.held is not None]
-        for child in children:
-            try:
-                held = await self.agents.of(child.host_id).get_snapshot(child.id)
-            except NexusError:
-                continue  # then it counts as needed
-            if held != child.held:
-                async with self.db.write() as session:
-                    known = await session.get(SnapshotRow, child.id, with_for_update=True)
-                    if known is not None and known.state == "ready":
-                        known.held, known.needs_parent = held, held.needs_parent
+            found = await children(session, row.id)
+        await self.pipeline.look_at(found)
 
 
 def discard(row: SnapshotRow, now: datetime) -> None:
@@ -223,9 +210,8 @@ def discard(row: SnapshotRow, now: datetime) -> None:
         row.next_attempt_at, row.attempts = now, 0
 
 
-async def needs(session: AsyncSession, row: SnapshotRow) -> list[str]:
-    """What would be broken without this snapshot, in words."""
-    diffs = [child.name for child in await _children(session, row)]
+async def check_not_needed(session: AsyncSession, row: SnapshotRow, *, merge: bool) -> None:
+    """Raises InUse with what would be broken without this snapshot."""
     loading = select(VmRow.name).where(
         VmRow.origin_id == row.id,
         VmRow.origin_boot == VmRow.boot,
@@ -233,8 +219,18 @@ async def needs(session: AsyncSession, row: SnapshotRow) -> list[str]:
         VmRow.power.in_(("running", "paused")),
     )
     names = (await session.scalars(loading.order_by(VmRow.id).limit(4))).all()
-    found = [f"the diff {_some(diffs)}"] if diffs else []
-    return found + ([f"VM {_some(names)}, which is being loaded from it"] if names else [])
+    if names:
+        raise InUse(
+            f"VM {_some(names)} is being loaded from the snapshot {row.name!r}",
+            suggestion="wait until it runs: nexus ls",
+        )
+    diffs = [] if merge else [child.name for child in await children(session, row.id)]
+    if diffs:
+        raise InUse(
+            f"the snapshot {row.name!r} is what the diff {_some(diffs)} is the difference to",
+            suggestion=f"delete that first, or have it made whole: nexus snapshot rm --merge "
+            f"{row.name}",
+        )
 
 
 async def find(session: AsyncSession, project: str, ref: str, *, lock: bool = False) -> SnapshotRow:
@@ -263,16 +259,6 @@ async def find_ready(session: AsyncSession, project: str, ref: str) -> SnapshotR
             suggestion=f"nexus snapshot show {row.name}",
         )
     return row
-
-
-async def _children(session: AsyncSession, row: SnapshotRow) -> Sequence[SnapshotRow]:
-    """The diffs that are only the difference to it still."""
-    query = select(SnapshotRow).where(
-        SnapshotRow.parent_id == row.id,
-        SnapshotRow.needs_parent.is_(True),
-        SnapshotRow.state != "error",
-    )
-    return (await session.scalars(query.order_by(SnapshotRow.id))).all()
 
 
 def _some(names: Sequence[str]) -> str:
