@@ -1,0 +1,72 @@
+"""A snapshot from the command line to real VMMs: taken, cloned, gone back to, deleted."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexus.client import Client
+from tests.integration.installation import Installation, machine_state, wait_for
+from tests.integration.test_networks import client_of
+
+pytestmark = [pytest.mark.root]
+
+
+def answer(installation: Installation, *arguments: str) -> Any:
+    return json.loads(installation.cli(*arguments, "-o", "json"))
+
+
+def counted(client: Client, installation: Installation, vm_id: str) -> int:
+    """What the tiny guest has counted to, by its own words."""
+    log: Path = installation.data / "fc" / "vms" / vm_id / "console.log"
+    before = len(said(log))
+    with client.vms.console(vm_id) as console:
+        console.send(b"c")
+        return int(wait_for("a count", lambda: said(log)[before:])[0])
+
+
+def said(log: Path) -> list[str]:
+    # With its line's end: not one that is still being written.
+    return re.findall(r"count=(\d+)\n", log.read_text()) if log.exists() else []
+
+
+@pytest.mark.firecracker
+def test_clones_go_on_and_so_does_their_vm(firecracker_installation: Installation) -> None:
+    installation = firecracker_installation
+    before = machine_state(installation.data)
+    shelf = installation.data / "fc" / "snapshots"
+    with installation.http() as http, client_of(installation) as client:
+        body = {"name": "first", "kernel": "tiny", "mem_mib": 32}
+        vm = http.post("/v1/vms?wait=running", json=body).json()["item"]
+        log = installation.data / "fc" / "vms" / vm["id"] / "console.log"
+        wait_for("it is up", lambda: "ready" in log.read_text())
+        wait_for("it counts", lambda: counted(client, installation, vm["id"]) > 0)
+
+        taken = answer(installation, "snapshot", "create", "first", "base")["item"]
+        assert (taken["state"], taken["error"]) == ("ready", None), taken
+        assert taken["pause_ms"] > 0
+        at_least = counted(client, installation, vm["id"])
+        made = answer(installation, "snapshot", "clone", "base", "--name", "job", "--count", "3")
+        clones = made["items"]
+        assert [each["name"] for each in clones] == ["job-1", "job-2", "job-3"]
+        assert {each["state"] for each in clones} == {"running"}
+        everyone = [vm, *clones]
+        assert len({each["nics"][0]["ip"] for each in everyone}) == 4
+        assert len({each["nics"][0]["mac"] for each in everyone}) == 4
+        for each in clones:
+            assert counted(client, installation, each["id"]) > 0, "its counter goes on"
+
+        wait_for("it counts on", lambda: counted(client, installation, vm["id"]) > at_least + 4)
+        back = answer(installation, "snapshot", "restore", "first", "base")["item"]
+        assert (back["state"], back["boot"], back["origin"]["name"]) == ("running", 2, "base")
+        assert back["nics"] == vm["nics"]
+        assert counted(client, installation, vm["id"]) <= at_least + 4, "it is as it was then"
+
+        installation.cli("rm", "-f", "first", "job-1")
+        assert installation.cli("snapshot", "rm", "base") == "base\n"
+        assert list(shelf.iterdir()) == []
+        assert counted(client, installation, clones[1]["id"]) > 0, "clones stay"
+        installation.cli("rm", "-f", "job-2", "job-3")
+    wait_for("nothing is left", lambda: machine_state(installation.data) == before)
