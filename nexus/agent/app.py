@@ -23,7 +23,7 @@ from nexus.agent.tools import Tools
 from nexus.api.common import Ok, Page, Uuid
 from nexus.api.errors import BadRequest, InvalidState, NotFound
 from nexus.api.hosts import Capacity, Inventory
-from nexus.api.machines import VMM_BODY_BYTES, Machine, MachineStatus
+from nexus.api.machines import VMM_BODY_BYTES, Machine, MachineStatus, VolumeCopyOrder
 from nexus.api.networks import HostNetworks, HostNetworksStatus
 from nexus.api.vms import LogChunk, LogSource
 from nexus.ids import new_id
@@ -118,6 +118,13 @@ def _add_vm_routes(app: FastAPI, feed: Feed) -> None:
     @app.delete("/agent/v1/volumes/{volume_id}")
     async def delete_volume(request: Request, volume_id: Annotated[Uuid, Path()]) -> Ok:
         _fleet(request).delete_volume(volume_id)
+        return Ok()
+
+    @app.put("/agent/v1/volumes/{volume_id}")
+    async def copy_volume(
+        request: Request, volume_id: Annotated[Uuid, Path()], order: VolumeCopyOrder
+    ) -> Ok:
+        await _fleet(request).copy_volume(order.source, volume_id)
         return Ok()
 
     @app.get("/agent/v1/events")

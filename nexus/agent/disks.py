@@ -6,7 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nexus.agent.atomic import write_atomically
-from nexus.agent.drives import ensure_drive, ensure_root, ensure_volume, grow_file, link, own
+from nexus.agent.drives import (
+    begin_volume,
+    ensure_drive,
+    ensure_root,
+    ensure_volume,
+    grow_file,
+    link,
+    own,
+    shed,
+)
 from nexus.agent.errors import StageFailed, disk_failure
 from nexus.agent.layout import (
     CAPTURED_MEMORY,
@@ -59,12 +68,15 @@ def ensure_files(machine: Machine, paths: VmPaths, store: Store, owner: int | No
         if machine.rootfs is not None:
             with _of_image("rootfs", store, machine.rootfs):
                 ensure_root(machine.rootfs, machine.rootfs_size_mib, paths.root, store, owner)
+        shed(paths.root, [drive.name for drive in machine.drives])
         for drive in machine.drives:
-            if drive.volume is not None:
-                ensure_volume(drive, paths.volume(drive.volume), paths.root, owner)
-                continue
             with _of_image("rootfs", store, drive.blob):
-                ensure_drive(drive, paths.root, store, owner)
+                if drive.volume is not None:
+                    file = paths.volume(drive.volume)
+                    begin_volume(drive, file, store)
+                    ensure_volume(drive, file, paths.root, owner)
+                else:
+                    ensure_drive(drive, paths.root, store, owner)
         if needs_config_drive(machine):
             fresh = paths.root / f".{CONFIG_DRIVE}.new"
             configdrive.write(
@@ -90,6 +102,15 @@ def grow(machine: Machine, paths: VmPaths) -> None:
             grow_file(paths.root / ROOTFS, machine.rootfs_size_mib)
         for drive in machine.drives:
             grow_file(paths.root / drive_file(drive.name), drive.size_mib)
+
+
+def shed_drives(machine: Machine, paths: VmPaths) -> None:
+    """Lets go of drives that the VM, which does not run, shall not have any more.
+
+    Raises StageFailed("disk").
+    """
+    with _told_as_disk_failure(paths):
+        shed(paths.root, [drive.name for drive in machine.drives])
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The files under a VM's drives: made once, kept, and grown."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
@@ -64,6 +65,15 @@ def ensure_drive(drive: MachineDrive, root: Path, store: Store, owner: int | Non
     grow_file(target, drive.size_mib)
 
 
+def begin_volume(drive: MachineDrive, file: Path, store: Store) -> None:
+    """The file of a volume that begins as an image. Raises ImageError or OSError."""
+    if drive.blob is not None and not file.exists():
+        fresh = _fresh(file)
+        store.clone(drive.blob.sha256, fresh)
+        grow_file(fresh, drive.size_mib)
+        _keep(fresh, file, None)
+
+
 def ensure_volume(drive: MachineDrive, file: Path, root: Path, owner: int | None) -> None:
     """A drive that is a volume: its file, made when it is first used, under a second name in the
     VM's root. Only that name goes with the VM. Raises OSError."""
@@ -79,6 +89,27 @@ def ensure_volume(drive: MachineDrive, file: Path, root: Path, owner: int | None
         fresh = _fresh(target)
         os.link(file, fresh)
         fresh.replace(target)
+
+
+def copy_volume(source: Path, copy: Path) -> None:
+    """A volume as another one is: shared blocks where the file system can, else without holes.
+
+    Whole under its name or not at all. Raises OSError.
+    """
+    fresh = _fresh(copy)
+    try:
+        sparse.clone_file(source, fresh)
+        _keep(fresh, copy, None)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def shed(root: Path, wanted: Iterable[str]) -> None:
+    """Takes away the files of drives that are no longer wanted; a volume keeps its own name."""
+    kept = {drive_file(name) for name in wanted}
+    for file in root.glob("drive-*.img"):
+        if file.name not in kept:
+            file.unlink()
 
 
 def remove_volume(file: Path) -> None:

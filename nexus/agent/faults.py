@@ -14,6 +14,8 @@ POINTS = (
     "after_spawn",
     "after_running",
     "after_tune",
+    "after_copy",
+    "after_shed",
     "after_kill",
     "after_trash",
     "capture_paused",

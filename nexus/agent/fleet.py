@@ -10,7 +10,7 @@ import anyio.abc
 import anyio.to_thread
 import structlog
 
-from nexus.agent import capture, disks, drives, faults, lacking, loading, process
+from nexus.agent import capture, disks, faults, lacking, loading, process
 from nexus.agent.atomic import write_atomically
 from nexus.agent.command import choose_jail_uid
 from nexus.agent.errors import (
@@ -117,13 +117,18 @@ class Fleet:
 
     def delete_volume(self, volume_id: str) -> None:
         """Removes a volume's file. Succeeds when there is none; raises InUse."""
+        # Also one that does not run: its next start would make the volume anew, and empty.
         for machine in self._machines.values():
             if any(drive.volume == volume_id for drive in machine.desired.drives):
                 raise InUse(
                     f"VM {machine.desired.name!r} has the volume {volume_id}",
                     suggestion=f"nexus rm {machine.desired.name}",
                 )
-        drives.remove_volume(self.layout.volume(volume_id))
+        self.tools.volumes.delete(self.layout, volume_id)
+
+    async def copy_volume(self, source_id: str, copy_id: str) -> None:
+        """Makes a volume that begins as another one is. Raises InUse, HostFull."""
+        await self.tools.volumes.copy(self.layout, source_id, copy_id)
 
     async def capture(self, order: SnapshotOrder) -> HostSnapshot:
         """The snapshot of a VM; returns when it is whole and durable, or was before.
@@ -248,11 +253,14 @@ class Fleet:
             await anyio.to_thread.run_sync(disks.remove_tree, paths.dir)
             return
         paths = self.layout.vm(vm_id, jailed=record.jailed)
+        # Up to here nothing waits: no machine goes on before all living VMMs hold their volumes.
         vmm = next((v for pid in pids if (v := process.adopt(pid, paths.root))), None)
         if vmm is None:
             await self.tools.network.remove_taps(vm_id)
-        elif record.phase not in ("starting", "running"):
-            record.phase = "starting"
+        else:
+            self.tools.volumes.hold(desired, record.volumes)
+            if record.phase not in ("starting", "running"):
+                record.phase = "starting"
         machine = MachineLife(
             desired, record, self.layout, self.tools, self.shelf, self._publish, vmm
         )

@@ -35,6 +35,7 @@ from nexus.agent.snapshots import Shelf
 from nexus.agent.status import status_of
 from nexus.agent.tools import Tools
 from nexus.agent.tuner import Tuner
+from nexus.agent.volumes import volumes_of
 from nexus.api.endings import LastExit
 from nexus.api.errors import Conflict, NexusError
 from nexus.api.machines import Machine, MachineStatus
@@ -229,6 +230,8 @@ class MachineLife:
                 try:
                     await self._pass()
                 finally:
+                    if self.vmm is None or not self.vmm.alive:
+                        self._tools.volumes.give_back(self.id)
                     for done in waiting:
                         done.set()
                 if not self.gone.is_set():
@@ -307,6 +310,8 @@ class MachineLife:
                 await self._kill()
             case Step.SETTLE:
                 await self._settle()
+            case Step.SHED:
+                await self._shed()
             case Step.NOTHING:
                 return
         self._publish(self)
@@ -321,6 +326,7 @@ class MachineLife:
             tuned=self._tuner.has_nothing_to_say(self.desired, self.record),
             exit_cause=self.record.exit_cause,
             restarts=self.record.restarts,
+            laden=bool(set(self.record.volumes) - volumes_of(self.desired)),
         )
 
     def _save(self) -> None:
@@ -349,12 +355,28 @@ class MachineLife:
         look = Look(self.desired, self.paths, self._attention, self._tasks)
         return await self._images.are_here(look, lambda: self._publish(self))
 
+    async def _take_volumes(self, desired: Machine) -> None:
+        """Before their names are made in its root: a volume has one user."""
+        await self._tools.volumes.take(desired)
+        if new := volumes_of(desired) - set(self.record.volumes):
+            self.record.volumes = sorted(new.union(self.record.volumes))
+            self._save()
+
+    async def _shed(self) -> None:
+        """Lets go of volumes that it shall not have any more, so that their space is their own."""
+        desired = self.desired
+        await anyio.to_thread.run_sync(disks.shed_drives, desired, self.paths)
+        faults.point("after_shed")
+        self.record.volumes = sorted(set(self.record.volumes) & volumes_of(desired))
+        self._save()
+
     async def _prepare(self) -> None:
-        origin = self.desired.origin
+        desired, origin = self.desired, self.desired.origin
+        await self._take_volumes(desired)
         if origin is not None:
             await self._place(origin, await self._loadable(origin))
         else:
-            await starting.ensure_files(self.desired, self.paths, self._tools, self.record.uid)
+            await starting.ensure_files(desired, self.paths, self._tools, self.record.uid)
         self.record.phase = "configured"
         self.record.configured_at = _now()
         self.record.error = None
@@ -371,6 +393,7 @@ class MachineLife:
         record, paths, desired = self.record, self.paths, self.desired
         if not record.jailed:
             record.engine = self._tools.engine
+        await self._take_volumes(desired)
         missing = record.placing or (desired.origin if record.configured_at is None else None)
         if missing is not None:
             # A load that was cut off, or never tried: what the VM has is not its disks.
@@ -387,6 +410,7 @@ class MachineLife:
         desired, origin = self.desired, self._origin()
         if not self.record.jailed:
             self.record.engine = self._tools.engine
+        await self._take_volumes(desired)
         snapshot = await self._loadable(origin)
         starting.check_memory(desired.mem_mib, starting.host_memory_mib())
         disks.before_load(self.paths, self.record.uid)
@@ -452,6 +476,7 @@ class MachineLife:
             boot=self.desired.boot,
             console_offset=self.paths.console_log.stat().st_size,
             configured_at=record.configured_at or _now(),
+            volumes=sorted(volumes_of(self.desired)),
             restarts=record.restarts if self.desired.boot == record.boot else FRESH,
             last_exit=record.last_exit,
             tracks=self.desired.track_dirty_pages,

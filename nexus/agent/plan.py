@@ -29,6 +29,8 @@ class Step(Enum):
     ASK_STOP = auto()
     AWAIT_EXIT = auto()
     KILL = auto()
+    SHED = auto()
+    """Nothing runs, and volumes lie in its root that it shall not have any more."""
     SETTLE = auto()
     """A VMM that was begun is not there: write down how it ended, and clear up after it."""
 
@@ -48,6 +50,8 @@ class Seen:
     """There is nothing to tell the VMM of its devices, or it has just refused and rests."""
     exit_cause: ExitCause | None = None
     restarts: Restarts = FRESH
+    laden: bool = False
+    """Its root has names for volumes that are no longer wanted."""
 
 
 def plan(desired: Machine, seen: Seen, now: datetime) -> Step:
@@ -62,7 +66,9 @@ def plan(desired: Machine, seen: Seen, now: datetime) -> Step:
     due_at = restart_at(desired, seen)
     if due_at is not None and now >= due_at:
         return Step.RESTART
-    return Step.PREPARE if seen.phase == "new" else Step.NOTHING
+    if seen.phase == "new":
+        return Step.PREPARE
+    return Step.SHED if seen.laden else Step.NOTHING
 
 
 def restart_at(desired: Machine, seen: Seen) -> datetime | None:

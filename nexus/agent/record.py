@@ -44,6 +44,8 @@ class Record(BaseModel):
     error: VmError | None = None
     told: Told = Field(default_factory=Told)
     """What the VMM of this boot was told of its devices; nothing when nobody wrote it down."""
+    volumes: list[str] = Field(default_factory=list)
+    """Those that the VM's root has names for; a VMM that runs has none but these."""
     restarts: Restarts = FRESH
     last_exit: LastExit | None = None
     """Of any boot."""

@@ -13,6 +13,7 @@ from nexus.agent.layout import VmPaths
 from nexus.agent.manager_images import ManagerImages
 from nexus.agent.networks import Networks
 from nexus.agent.settings import Settings
+from nexus.agent.volumes import VolumeUse
 from nexus.api.common import Engine
 from nexus.images.store import Store
 from nexus.vmm import binaries
@@ -38,6 +39,7 @@ class Tools:
     """Of the VMMs: they get no secret of the agent's."""
     fetcher: Fetcher | None = None
     """None where the manager shares the store."""
+    volumes: VolumeUse = field(default_factory=VolumeUse)
 
     def command(
         self, engine: Engine, paths: VmPaths, jail: command.Jail | None, *, boots: bool = True

@@ -56,11 +56,17 @@ class MachineDrive(Wire):
     size_mib: DiskMib | None
     """At least so large; null is as large as its content."""
     blob: Blob | None
-    """What it holds at first; null is nothing."""
+    """What it holds when it is made; null is nothing."""
     read_only: bool
     limits: DriveLimits | None = None
     volume: Uuid | None = None
     """The volume that it is: its file stays when the machine is deleted."""
+
+
+class VolumeCopyOrder(Wire):
+    """``PUT /agent/v1/volumes/{id}``: a volume that begins as another one of this host is."""
+
+    source: Uuid
 
 
 class Machine(Wire):
