@@ -35,9 +35,11 @@ def lacking(machine: Machine, paths: VmPaths, store: Store) -> list[tuple[str, B
     """
     from_snapshot = machine.origin is not None
     made = {"rootfs": paths.root / ROOTFS} | {
-        f"drive {drive.name}": paths.root / drive_file(drive.name)
+        f"drive {drive.name}": paths.volume(drive.volume)
+        if drive.volume is not None
+        else paths.root / drive_file(drive.name)
         for drive in machine.drives
-        if not drive.read_only
+        if drive.volume is not None or not drive.read_only
     }
     return [
         (what, blob)

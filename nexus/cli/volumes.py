@@ -33,20 +33,25 @@ def ls(session: Session) -> None:
         table(HEADINGS, [_row(volume) for volume in found])
 
 
-def create(session: Session, name: str, size: str) -> None:
-    size_mib = mib("--size", size)
+def create(session: Session, name: str, size: str | None, image: str | None) -> None:
+    given = {
+        "name": name,
+        "size_mib": None if size is None else mib("--size", size),
+        "image": image,
+    }
     try:
-        spec = VolumeCreate(name=name, size_mib=size_mib)
+        spec = VolumeCreate.model_validate({k: v for k, v in given.items() if v is not None})
     except ValueError as error:
         raise UsageFault(problems(error)) from error
     with session.client() as client:
         volume = client.volumes.create(spec)
-    if session.output == "json":
-        print_json({"id": volume.id, "item": as_json(volume)})
-    elif session.output == "name":
-        print(volume.name)
-    else:
-        table(HEADINGS, [_row(volume)])
+    _tell_made(session, volume)
+
+
+def snapshot(session: Session, name: str, copy: str) -> None:
+    with session.client() as client:
+        volume = client.volumes.snapshot(name, copy)
+    _tell_made(session, volume)
 
 
 def show(session: Session, name: str) -> None:
@@ -63,12 +68,72 @@ def show(session: Session, name: str) -> None:
                 ("id", volume.id),
                 ("state", volume.state),
                 ("size", f"{volume.size_mib} MiB"),
+                ("image", volume.image.name if volume.image else None),
                 ("VM", volume.vm_name),
+                ("drive", volume.drive),
                 ("host", volume.host_id),
                 ("created", volume.created_at.isoformat(timespec="seconds")),
             ]
         )
 
 
+def attach(
+    session: Session,
+    name: str,
+    vm: str,
+    drive: str | None,
+    *,
+    read_only: bool,
+    reboot: bool,
+    timeout_s: float,
+) -> None:
+    try:
+        with session.client() as client:
+            volume = client.volumes.attach(
+                name, vm, name=drive, read_only=read_only, restart=reboot, timeout_s=timeout_s
+            )
+    except ValueError as error:
+        raise UsageFault(problems(error)) from error
+    _tell_changed(session, volume)
+
+
+def detach(session: Session, name: str, *, reboot: bool, timeout_s: float) -> None:
+    with session.client() as client:
+        volume = client.volumes.detach(name, restart=reboot, timeout_s=timeout_s)
+    _tell_changed(session, volume)
+
+
+def grow(session: Session, name: str, size: str, timeout_s: float) -> None:
+    size_mib = mib("SIZE", size)
+    with session.client() as client:
+        volume = client.volumes.update(name, size_mib=size_mib, timeout_s=timeout_s)
+    _tell_changed(session, volume)
+
+
+def rename(session: Session, name: str, new: str) -> None:
+    try:
+        with session.client() as client:
+            volume = client.volumes.update(name, name=new)
+    except ValueError as error:
+        raise UsageFault(problems(error)) from error
+    _tell_changed(session, volume)
+
+
 def remove(session: Session, names: list[str]) -> None:
     each(session, names, lambda client, name: client.volumes.delete(name))
+
+
+def _tell_made(session: Session, volume: Volume) -> None:
+    if session.output == "json":
+        print_json({"id": volume.id, "item": as_json(volume)})
+    elif session.output == "name":
+        print(volume.name)
+    else:
+        table(HEADINGS, [_row(volume)])
+
+
+def _tell_changed(session: Session, volume: Volume) -> None:
+    if session.output == "json":
+        print_json({"item": as_json(volume)})
+    else:
+        print(volume.name)

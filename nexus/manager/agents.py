@@ -15,7 +15,7 @@ from nexus.api.common import Page, Wire
 from nexus.api.errors import ErrorBody, HostUnreachable, MethodNotAllowed, NexusError, NotFound
 from nexus.api.guest import GuestEntry, GuestFile, GuestInfo, Written
 from nexus.api.hosts import Capacity, Inventory
-from nexus.api.machines import AgentEvent, Machine, MachineStatus
+from nexus.api.machines import AgentEvent, Machine, MachineStatus, VolumeCopyOrder
 from nexus.api.networks import HostNetworks, HostNetworksStatus
 from nexus.api.snapshots import HostSnapshot, SnapshotOrder
 from nexus.api.vms import LogChunk, LogSource
@@ -25,6 +25,8 @@ ANSWER_TIMEOUT_S = 45.0
 """A PUT or DELETE answers within 30 s."""
 CAPTURE_TIMEOUT_S = 900.0
 """A snapshot writes a VM's memory, copies its disks and hashes both."""
+COPY_TIMEOUT_S = 600.0
+"""A volume is copied block by block where the host's file system cannot share blocks."""
 LOOK_TIMEOUT_S = 5.0
 """For questions that need no work: inventory, health, capacity."""
 STALL_TIMEOUT_S = 90.0
@@ -97,6 +99,19 @@ class Agent:
     async def delete_snapshot(self, snapshot_id: str) -> None:
         """Removes a snapshot's files. Raises NexusError 409 while a diff on top needs them."""
         await self._ask("DELETE", f"/agent/v1/snapshots/{snapshot_id}")
+
+    async def copy_volume(self, source_id: str, copy_id: str) -> None:
+        """Makes a volume that begins as another one is; answers when it is whole.
+
+        Raises NexusError: 409 while a VMM has the other one, or when there is no room.
+        """
+        await self._ask(
+            "PUT",
+            f"/agent/v1/volumes/{copy_id}",
+            content=VolumeCopyOrder(source=source_id).model_dump_json().encode(),
+            headers={"content-type": "application/json"},
+            timeout_s=COPY_TIMEOUT_S,
+        )
 
     async def list_vms(self) -> list[MachineStatus]:
         """Every machine the agent holds."""

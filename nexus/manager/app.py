@@ -71,6 +71,8 @@ from nexus.manager.services.vm_bulk import VmBulk
 from nexus.manager.services.vm_creation import VmCreation
 from nexus.manager.services.vm_devices import VmDevices
 from nexus.manager.services.vms import VmService
+from nexus.manager.services.volume_attachments import VolumeAttachments
+from nexus.manager.services.volume_snapshots import VolumeSnapshots
 from nexus.manager.services.volumes import Volumes
 from nexus.manager.verify import Verifier
 from nexus.manager.waiters import Waiters
@@ -138,7 +140,9 @@ def make_runtime(settings: Settings) -> Runtime:
         network_push=network_push,
         networks=Networks(db, network_push),
         forwards=Forwards(db, network_push, settings.own_port),
-        volumes=Volumes(db, agents),
+        volumes=Volumes(db, agents, pipeline),
+        volume_snapshots=VolumeSnapshots(db, agents),
+        attachments=VolumeAttachments(db, pipeline),
         snapshot_pipeline=snapshot_pipeline,
         snapshots=Snapshots(db, agents, snapshot_pipeline, waiters),
         snapshot_use=SnapshotUse(db, creation, pipeline),

@@ -5,7 +5,9 @@ from typing import TypeVar
 
 from nexus.api.devices import (
     MAX_DEVICES,
+    MAX_DRIVES,
     MIN_GUEST_MIB,
+    RESERVED_DRIVES,
     ROOT_DRIVE,
     DriveChange,
     DriveLimits,
@@ -18,6 +20,7 @@ from nexus.manager.db.columns import StoredDrive, StoredImage
 from nexus.manager.db.tables import VolumeRow
 
 MIB = 1 << 20
+LONGEST_DRIVE = 16
 
 Limits = TypeVar("Limits", DriveLimits, NicLimits)
 
@@ -29,18 +32,64 @@ def drives_of(
     drives = []
     for drive in request.drives:
         image, volume = images.get(drive.name), volumes.get(drive.name)
-        size_mib = _first_size(drive.name, drive.size_mib, image)
+        limits = simplified(drive.limits)
+        if volume is not None:
+            made = volume_drive(drive.name, volume, read_only=drive.read_only)
+            drives.append(made.model_copy(update={"limits": limits}))
+            continue
         drives.append(
             StoredDrive(
                 name=drive.name,
-                size_mib=size_mib if volume is None else volume.size_mib,
+                size_mib=first_size(drive.name, drive.size_mib, image),
                 image=image,
                 read_only=drive.read_only,
-                limits=simplified(drive.limits),
-                volume=None if volume is None else VmVolume(id=volume.id, name=volume.name),
+                limits=limits,
             )
         )
     return drives
+
+
+def volume_drive(name: str, volume: VolumeRow, *, read_only: bool) -> StoredDrive:
+    """A volume as a VM's drive."""
+    return StoredDrive(
+        name=name,
+        size_mib=volume.size_mib,
+        image=volume.image,
+        read_only=read_only,
+        limits=None,
+        volume=VmVolume(id=volume.id, name=volume.name),
+    )
+
+
+def following(drive: StoredDrive, volume: VolumeRow) -> StoredDrive:
+    """A drive after a volume was changed: the same, unless it is that volume."""
+    if drive.volume is None or drive.volume.id != volume.id:
+        return drive
+    changed = {"size_mib": volume.size_mib, "volume": VmVolume(id=volume.id, name=volume.name)}
+    return drive.model_copy(update=changed)
+
+
+def drive_name(volume_name: str) -> str:
+    """What a volume is called among a VM's drives when nobody says."""
+    letters = "".join(letter for letter in volume_name if letter.isalnum())
+    name = letters if letters[0].isalpha() and letters not in RESERVED_DRIVES else f"v{letters}"
+    return name[:LONGEST_DRIVE]
+
+
+def check_another(
+    vm_name: str, drives: Sequence[StoredDrive], nics: int, has_balloon: bool, new: StoredDrive
+) -> None:
+    """Raises Conflict when a VM cannot have one more drive."""
+    if any(drive.name == new.name for drive in drives):
+        raise Conflict(
+            f"VM {vm_name!r} has a drive named {new.name} already",
+            suggestion="give this one another name: --name NAME",
+        )
+    if len(drives) >= MAX_DRIVES or len(drives) + nics + has_balloon >= MAX_DEVICES:
+        raise Conflict(
+            f"VM {vm_name!r} has as many devices as a VM can have",
+            suggestion=f"at most {MAX_DRIVES} drives, and {MAX_DEVICES} drives, NICs and balloon",
+        )
 
 
 def root_of(request: VmCreate, image: StoredImage | None) -> StoredDrive | None:
@@ -54,7 +103,7 @@ def root_of(request: VmCreate, image: StoredImage | None) -> StoredDrive | None:
         return None
     return StoredDrive(
         name=ROOT_DRIVE,
-        size_mib=_first_size(ROOT_DRIVE, request.rootfs_size_mib, image),
+        size_mib=first_size(ROOT_DRIVE, request.rootfs_size_mib, image),
         image=image,
         read_only=False,
         limits=simplified(request.rootfs_limits),
@@ -92,7 +141,8 @@ def check_balloon(target_mib: int, mem_mib: int) -> None:
         )
 
 
-def _first_size(name: str, size_mib: int | None, image: StoredImage | None) -> int | None:
+def first_size(name: str, size_mib: int | None, image: StoredImage | None) -> int | None:
+    """A size that was asked for. Raises ValidationFailed where the image does not fit in."""
     least = size_of(image)
     if size_mib is not None and least is not None and size_mib < least:
         raise ValidationFailed(
@@ -143,8 +193,8 @@ def changed_drive(drive: StoredDrive, change: DriveChange) -> StoredDrive:
         return drive
     if drive.volume is not None:
         raise Conflict(
-            f"drive {drive.name} is the volume {drive.volume.name!r}, which keeps {present} MiB",
-            suggestion="make a larger one and copy: nexus volume create NAME --size SIZE",
+            f"drive {drive.name} is the volume {drive.volume.name!r}, which has {present} MiB",
+            suggestion=f"nexus volume grow {drive.volume.name} SIZE",
         )
     if drive.read_only:
         raise Conflict(

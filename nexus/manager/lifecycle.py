@@ -1,6 +1,7 @@
 """The rules of a VM's life, as pure functions: what an action wants, what an observation means."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal, get_args
 
 from nexus.api.common import Progress
@@ -36,6 +37,13 @@ class Wanted:
     power: WantedPower
     boot: int
     state: VmState
+
+
+def at_rest(state: VmState, power: WantedPower, restart_at: datetime | None) -> bool:
+    """Whether no VMM runs, and none will before somebody asks for one."""
+    if state in ("requested", "configured", "stopped"):
+        return power == "stopped"
+    return state == "error" and restart_at is None
 
 
 def decide(action: Action, vm: Situation) -> Wanted | None:

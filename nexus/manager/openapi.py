@@ -39,7 +39,7 @@ HOSTS = (409, 502, 504)
 """What may come of asking a host."""
 
 ETAGGED = frozenset(
-    {"/v1/vms/{ref}", "/v1/images/{ref}", "/v1/templates/{ref}", "/v1/snapshots/{ref}"}
+    f"/v1/{kind}/{{ref}}" for kind in ("vms", "images", "templates", "snapshots", "volumes")
 )
 _ETAG = {"description": "The ETag of what is in the answer.", "schema": {"type": "string"}}
 _IDEMPOTENCY_KEY = {
@@ -102,7 +102,7 @@ def refusals(path: str, method: str) -> set[int]:
         found.add(404)
     if method != "get":
         found.update(CHANGES)
-    if path.startswith("/v1/vms") or (path == "/v1/volumes/{ref}" and method == "delete"):
+    if path.startswith("/v1/vms") or (path.startswith("/v1/volumes/{ref}") and method != "get"):
         found.update(HOSTS)
     if path.endswith("/instantiate"):
         found.update(HOSTS)

@@ -33,6 +33,8 @@ from nexus.manager.services.vm_bulk import VmBulk
 from nexus.manager.services.vm_creation import VmCreation
 from nexus.manager.services.vm_devices import VmDevices
 from nexus.manager.services.vms import VmService
+from nexus.manager.services.volume_attachments import VolumeAttachments
+from nexus.manager.services.volume_snapshots import VolumeSnapshots
 from nexus.manager.services.volumes import Volumes
 from nexus.manager.uow import Caller
 from nexus.manager.verify import Verifier
@@ -68,6 +70,8 @@ class Runtime:
     templates: Templates
     rollout_pipeline: RolloutPipeline
     rollouts: Rollouts
+    volume_snapshots: VolumeSnapshots
+    attachments: VolumeAttachments
     hosts: HostService
     images: Images
     uploads: Uploads

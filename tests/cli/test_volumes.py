@@ -19,6 +19,31 @@ def test_a_life_of_a_volume(wire: Wire) -> None:
     assert done(wire, "volume", "rm", "data") == "data\n"
     assert call(wire, "volume", "rm", "busy").returncode == 1
     assert call(wire, "volume", "create", "data", "--size", "much").returncode == 2
+    assert call(wire, "volume", "create", "data").returncode == 2
+
+
+def test_volumes_of_vms_that_are_there(wire: Wire) -> None:
+    done(wire, "volume", "create", "root", "--image", "busybox")
+    attach = ("volume", "attach", "data", "web", "--name", "db", "--ro", "--reboot")
+    assert done(wire, *attach, "--timeout", "9") == "data\n"
+    assert done_json(wire, "volume", "detach", "data", "-o", "json")["item"]["name"] == "data"
+    assert done(wire, "volume", "grow", "data", "2G") == "data\n"
+    assert done(wire, "volume", "rename", "data", "old") == "old\n"
+    assert done(wire, "volume", "snapshot", "data", "monday").splitlines()[1].startswith("monday")
+    assert wire.bodies == [
+        {"name": "root", "image": "busybox"},
+        {"vm": "web", "name": "db", "read_only": True, "restart": True},
+        {"restart": False},
+        {"size_mib": 2048},
+        {"name": "old"},
+        {"name": "monday"},
+    ]
+    waited = {"wait": "applied", "timeout_s": "9.0"}
+    assert wire.asked_for("POST", "/v1/volumes/data/attach") == [waited]
+    refused = call(wire, "volume", "attach", "busy", "web")
+    assert (refused.returncode, b"--reboot" in refused.stderr) == (1, True)
+    assert call(wire, "volume", "attach", "data", "web", "--name", "config").returncode == 2
+    assert call(wire, "volume", "attach", "data", "nobody").returncode == 3
 
 
 @pytest.mark.anyio
@@ -28,6 +53,10 @@ async def test_the_asynchronous_client(wire: Wire) -> None:
         assert (made.name, made.size_mib) == ("data", 8)
         assert [volume.name async for volume in client.volumes.list()] == ["data"]
         assert (await client.volumes.get("data")).vm_name == "web"
+        assert (await client.volumes.update("data", name="old", size_mib=9)).name == "old"
+        assert (await client.volumes.attach("data", "web")).vm_name == "web"
+        assert (await client.volumes.detach("data", wait=False)).name == "data"
+        assert (await client.volumes.snapshot("data", "copy")).state == "free"
         await client.volumes.delete("data")
         with pytest.raises(ConflictError):
             await client.volumes.delete("busy")

@@ -47,12 +47,12 @@ from nexus.api.networks import (
 )
 from nexus.api.vm_snapshots import Snapshot
 from nexus.api.vms import LogChunk, Vm, VmCreate, VmError, VmEvent, VmImage, VmNic, VmUpdate
-from nexus.api.volumes import Volume, VolumeCreate
 from nexus.api.why import VmWhy
 from nexus.ids import new_id
 from tests.client.wire_snapshots import add_snapshot_routes
 from tests.client.wire_storage import add_quota_routes
 from tests.client.wire_templates import add_template_routes
+from tests.client.wire_volumes import add_volume_routes
 
 TOKEN = "wire-token"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -656,48 +656,6 @@ def add_network_routes(app: FastAPI, wire: "Wire", check: Callable[[Request], No
     async def delete_forward(request: Request, ref: str, forward_id: str) -> dict[str, bool]:
         check(request)
         wire.forwards = [each for each in wire.forwards if each.id != forward_id]
-        return {"ok": True}
-
-
-def add_volume_routes(app: FastAPI, wire: "Wire", check: Callable[[Request], None]) -> None:
-    """One volume that a VM has."""
-
-    def volume(name: str, size_mib: int = 64) -> Volume:
-        return Volume(
-            id=new_id(),
-            name=name,
-            project="default",
-            state="attached",
-            size_mib=size_mib,
-            host_id=wire.host.id,
-            vm_id=new_id(),
-            vm_name="web",
-            created_at=NOW,
-            updated_at=NOW,
-        )
-
-    @app.get("/v1/volumes")
-    async def volumes(request: Request) -> Page[Volume]:
-        check(request)
-        return Page(items=[volume("data")])
-
-    @app.post("/v1/volumes", status_code=201)
-    async def create_volume(request: Request, body: VolumeCreate) -> Created[Volume]:
-        check(request)
-        wire.bodies.append(body.model_dump(exclude_unset=True))
-        made = volume(body.name, body.size_mib)
-        return Created(id=made.id, item=made)
-
-    @app.get("/v1/volumes/{ref}")
-    async def get_volume(request: Request, ref: str) -> Item[Volume]:
-        check(request)
-        return Item(item=volume(ref))
-
-    @app.delete("/v1/volumes/{ref}")
-    async def delete_volume(request: Request, ref: str) -> dict[str, bool]:
-        check(request)
-        if ref == "busy":
-            raise InUse("VM 'web' has it", suggestion="nexus rm web")
         return {"ok": True}
 
 

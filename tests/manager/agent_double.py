@@ -18,9 +18,15 @@ from starlette.requests import HTTPConnection
 
 from nexus import httpd
 from nexus.agent import guest_routes
-from nexus.api.errors import Conflict, NotFound, VmmFault
+from nexus.api.errors import Conflict, InUse, NotFound, VmmFault
 from nexus.api.hosts import Capacity, HostNetwork, Inventory
-from nexus.api.machines import AgentEvent, Machine, MachineNicStatus, MachineStatus
+from nexus.api.machines import (
+    AgentEvent,
+    Machine,
+    MachineNicStatus,
+    MachineStatus,
+    VolumeCopyOrder,
+)
 from nexus.api.networks import (
     HostNetworks,
     HostNetworksStatus,
@@ -47,6 +53,8 @@ class AgentDouble:
         self.boots: dict[str, set[int]] = {}
         """Which boots each machine had: none may happen twice."""
         self.deletes: list[str] = []
+        self.copies: list[tuple[str, str]] = []
+        """Volumes that were copied: from, to."""
         self.hold: anyio.Event | None = None
         """While set, PUTs wait for it before they do anything."""
         self.faults: list[Callable[[], Response | None]] = []
@@ -78,6 +86,7 @@ class AgentDouble:
         app.get("/agent/v1/vms/{vm_id}")(self._get)
         app.delete("/agent/v1/vms/{vm_id}")(self._delete)
         app.delete("/agent/v1/volumes/{volume_id}")(self._delete_volume)
+        app.put("/agent/v1/volumes/{volume_id}")(self._copy_volume)
         app.get("/agent/v1/vms")(self._list)
         app.get("/agent/v1/inventory")(self._inventory)
         app.get("/agent/v1/capacity")(self._capacity)
@@ -218,6 +227,18 @@ class AgentDouble:
         for machine in self.machines.values():
             assert all(drive.volume != volume_id for drive in machine.drives), "it is in use"
         self.deletes.append(volume_id)
+        return JSONResponse({"ok": True})
+
+    async def _copy_volume(self, volume_id: str, order: VolumeCopyOrder) -> Response:
+        if self.faults:
+            answer = self.faults.pop(0)()
+            if answer is not None:
+                return answer
+        for machine in self.machines.values():
+            used = any(drive.volume == order.source for drive in machine.drives)
+            if used and self.statuses[machine.id].state in ("running", "paused"):
+                raise InUse("a VMM runs with it", suggestion="stop it")
+        self.copies.append((order.source, volume_id))
         return JSONResponse({"ok": True})
 
     async def _list(self) -> Response:

@@ -116,13 +116,6 @@ BAD_VM_FIELDS: dict[str, list[Any]] = {
     "rootfs_limits": [1, [], {"iops": 0}, {"iops": HUGE}, {"x": 1}],
 }  # fmt: skip
 
-BAD_VOLUMES: list[Any] = [
-    {"name": "a"}, {"size_mib": 1}, {"name": "../x", "size_mib": 1}, {"name": "A", "size_mib": 1},
-    {"name": "x" * 64, "size_mib": 1}, {"name": "a", "size_mib": 0}, {"name": "a", "size_mib": "1"},
-    {"name": "a", "size_mib": HUGE}, {"name": "a", "size_mib": 1.5}, {"name": None, "size_mib": 1},
-    {"name": "a", "size_mib": 1, "path": "/etc/shadow"}, {"name": "a", "size_mib": 1, "id": "x"},
-]  # fmt: skip
-
 BAD_DEVICE_CHANGES: list[tuple[str, Any]] = [
     *[
         (f"/drives/{name}", {"size_mib": 1})
@@ -451,13 +444,6 @@ def hostile_requests(vm: str, image_id: str) -> list[Hostile]:
         for body in BAD_VM_ACTIONS
     ]
     made += [Hostile("POST", "/v1/vms/actions", [*JSON], body) for body in BAD_BODIES]
-    made += [
-        Hostile("POST", "/v1/volumes", [*JSON], json.dumps(body).encode()) for body in BAD_VOLUMES
-    ]
-    made += [Hostile("POST", "/v1/volumes", [*JSON], body) for body in BAD_BODIES]
-    made += [
-        Hostile(method, f"/v1/volumes/{ref}") for method in ("GET", "DELETE") for ref in BAD_REFS
-    ]
     made += [Hostile("PATCH", f"/v1/vms/{vm}", [*JSON], body) for body in BAD_BODIES]
     made += [
         Hostile("DELETE", f"/v1/vms/{vm}", [("if-match", value)]) for value in BAD_PRECONDITIONS

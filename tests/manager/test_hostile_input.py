@@ -24,6 +24,7 @@ from nexus.manager.security import OPEN_PATHS, declared
 from tests.manager.hostile import MALFORMED, Hostile, hostile_requests
 from tests.manager.hostile_guests import guest_requests
 from tests.manager.hostile_templates import template_requests
+from tests.manager.hostile_volumes import volume_requests
 from tests.manager.rows import host_row, image_row, vm_row
 
 VICTIM = "victim"
@@ -145,8 +146,12 @@ def problem(status: int, headers: dict[str, str], body: bytes, method: str) -> s
 
 
 def test_hostile_requests_get_4xx_and_change_nothing(manager: Manager) -> None:
-    requests = [*hostile_requests(VICTIM, manager.image_id), *guest_requests(VICTIM)]
-    requests += template_requests()
+    requests = [
+        *hostile_requests(VICTIM, manager.image_id),
+        *guest_requests(VICTIM),
+        *template_requests(),
+        *volume_requests(),
+    ]
     assert len(requests) >= 400
     before = manager.contents()
     assert before["vms"]

@@ -53,6 +53,9 @@ SAMPLES: dict[str, Any] = {
     "/v1/rollouts/{rollout_id}/resume": ANYTHING,
     "/v1/rollouts/{rollout_id}/cancel": ANYTHING,
     "/v1/rollouts/{rollout_id}/rollback": ANYTHING,
+    "/v1/volumes/{ref}/attach": {"vm": "subject", "name": "d{n}", "restart": True},
+    "/v1/volumes/{ref}/detach": ANYTHING,
+    "/v1/volumes/{ref}/snapshot": {"name": "copy-{n}"},
     "/v1/vms/{ref}/forwards": {"host_port": 8080, "guest_port": "{n}"},
 }
 """A body for every POST route that must succeed on a VM that runs. New routes add theirs."""
@@ -100,6 +103,7 @@ def test_every_post_route_has_a_sample() -> None:
 async def test_every_post_route_honours_the_key(
     manager: Manager, settings: Settings, route: str
 ) -> None:
+    sample = SAMPLES[route]
     settings.image_root.mkdir(exist_ok=True)
     (settings.image_root / "disk").write_bytes(b"a disk" * 100)
     vm = await manager.create(name="subject")
@@ -107,6 +111,7 @@ async def test_every_post_route_honours_the_key(
     if "snapshots" in route or "restore" in route:
         taken = "/v1/vms/subject/snapshots?wait=ready"
         await manager.http.post(taken, json={"name": "subject"})
+    await manager.http.post("/v1/volumes", json={"name": "subject", "size_mib": 8})
     is_vms = route.startswith("/v1/vms")
     path = route.replace("{ref}", vm["id"] if is_vms else "subject")
     if "rollouts" in path:
@@ -117,7 +122,7 @@ async def test_every_post_route_honours_the_key(
     if "{upload_id}" in path:
         path = path.replace("{upload_id}", await _sent(manager))
     body, other = (
-        json.loads(json.dumps(SAMPLES[route]).replace('"{n}"', number).replace("{n}", number))
+        json.loads(json.dumps(sample).replace('"{n}"', number).replace("{n}", number))
         for number in ("1", "2")
     )
     first = await post(manager, path, "k", body, **{"x-request-id": "the-first"})

@@ -372,7 +372,8 @@ class NetworkRow(Base):
 
 
 class VolumeRow(Base):
-    """A disk that outlives its VMs. ``vm_id`` decides whose it is; it is free when that row goes.
+    """A disk that outlives its VMs. ``vm_id`` decides whose it is; it is free when that row goes,
+    or when that VM has let go of it.
 
     Its file on the host is made when the first VM with it is.
     """
@@ -385,7 +386,13 @@ class VolumeRow(Base):
     name: Mapped[str] = mapped_column(String(63))
     host_id: Mapped[str] = mapped_column(ForeignKey("hosts.id"))
     size_mib: Mapped[int] = mapped_column(Integer)
+    image: Mapped[StoredImage | None] = mapped_column(Typed(StoredImage))
+    """What its file begins as."""
+    source_id: Mapped[str | None] = mapped_column(String(36))
+    """The volume that it is a copy of, until the copy is whole."""
     vm_id: Mapped[str | None] = mapped_column(ForeignKey("vms.id", ondelete="SET NULL"), index=True)
+    leaving: Mapped[int | None] = mapped_column(Integer)
+    """It was detached: once the VM's host has settled this generation, it is free."""
     deleting: Mapped[bool] = mapped_column(default=False)
     """Its file goes, or is gone already: no VM gets it any more."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)

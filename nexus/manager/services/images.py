@@ -29,7 +29,7 @@ from nexus.images.store import SHA256, Store, StoredBlob
 from nexus.manager import etags
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import ImageRow, SnapshotRow, VmRow
+from nexus.manager.db.tables import ImageRow, SnapshotRow, VmRow, VolumeRow
 from nexus.manager.db.template_tables import TemplateRow, TemplateVersionRow
 from nexus.manager.image_root import open_under
 from nexus.manager.turns import turn
@@ -198,8 +198,8 @@ class Images:
     async def delete(self, caller: Caller, ref: str) -> None:
         """Forgets an image; its content goes when nothing needs it any more.
 
-        Raises NotFound, Conflict, and InUse while a VM was made from it, or the newest version of
-        a template names it.
+        Raises NotFound, Conflict, and InUse while a VM or a volume was made from it, or the newest
+        version of a template names it.
         """
         async with turn(self.settings.store_dir):
             async with change(self.db, caller, "image.delete", target=ref) as unit:
@@ -214,6 +214,7 @@ class Images:
                         suggestion=f"change the template: nexus template update {of_it[0]}; "
                         f"or: nexus template rm {of_it[0]}",
                     )
+                await _check_no_volume(unit.session, row)
                 users = await _users(unit.session, row)
                 if users:
                     raise InUse(
@@ -271,6 +272,8 @@ class Images:
                 needed |= {image.sha256 for image in held.every}
             for blueprint in await session.scalars(select(SnapshotRow.blueprint)):
                 needed |= {image.sha256 for image in blueprint.images}
+            begun = await session.scalars(select(VolumeRow.image))
+            needed |= {image.sha256 for image in begun if image is not None}
         for sha256 in suspects - needed:
             await to_thread.run_sync(self.store.remove, sha256)
         return len(suspects - needed)
@@ -398,6 +401,17 @@ async def _in_snapshots(session: AsyncSession, image: ImageRow) -> list[str]:
     return [
         name for name, blueprint in found if any(used.id == image.id for used in blueprint.images)
     ]
+
+
+async def _check_no_volume(session: AsyncSession, image: ImageRow) -> None:
+    """A volume needs it until its file is made, which nobody here knows."""
+    query = select(VolumeRow.name, VolumeRow.image).where(VolumeRow.project == image.project)
+    for name, content in await session.execute(query.order_by(VolumeRow.id)):
+        if content is not None and content.id == image.id:
+            raise InUse(
+                f"the image {image.name} is used by volume {name}",
+                suggestion=f"delete it first: nexus volume rm {name}",
+            )
 
 
 def _some(names: list[str]) -> str:

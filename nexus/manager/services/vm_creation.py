@@ -21,7 +21,7 @@ from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow, VolumeRow, WantedPower
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.vms import VmPipeline
-from nexus.manager.services import quotas, volumes
+from nexus.manager.services import quotas, volume_rows
 from nexus.manager.services.hosts import is_healthy
 from nexus.manager.services.template_use import TemplateUse
 from nexus.manager.services.vm_expiry import deadline
@@ -79,7 +79,7 @@ class VmCreation:
         With ``use`` they are of a template and have its images.
 
         Raises ImageNotReady, NoCapacity, QuotaExceeded, AddressPoolExhausted, NameTaken or
-        ValidationFailed, or what ``volumes.choose`` raises; then there is no row.
+        ValidationFailed, or what ``volume_rows.choose`` raises; then there is no row.
         """
         devices.check(request)
         deadline(datetime.now(UTC), request.ttl, request.expires_at)
@@ -137,7 +137,7 @@ class VmCreation:
         await session.flush()
         session.add_all(addresses.taken)
         for volume in order.volumes:
-            volume.vm_id, volume.updated_at = rows[0].id, unit.at
+            volume_rows.give(volume, rows[0].id, unit.at)
         unit.target = rows[0].id
         unit.after = {
             "name": rows[0].name,
@@ -201,7 +201,7 @@ async def _order_of(
     else:
         images = await use.choose(session, project, request)
     root = devices.root_of(request, images.rootfs)
-    attached = await volumes.choose(session, project, request)
+    attached = await volume_rows.choose(session, project, request)
     blueprint = Blueprint(
         vcpu=request.vcpu,
         mem_mib=request.mem_mib,

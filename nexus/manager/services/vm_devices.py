@@ -36,7 +36,8 @@ class VmDevices:
                 raise devices.not_there("drive", name, row.name, [d.name for d in _drives(row)])
             new = devices.changed_drive(old, wish)
             if new != old:
-                await _check_disk(unit, row, old, new)
+                grown_mib = devices.present_size(new) - devices.present_size(old)
+                await check_disk(unit, row, grown_mib, new.own_mib - old.own_mib)
                 if name == ROOT_DRIVE:
                     row.rootfs_size_mib, row.rootfs_limits = new.size_mib, new.limits
                 else:
@@ -101,15 +102,14 @@ def _drives(row: VmRow) -> list[StoredDrive]:
     return [row.root, *row.drives] if row.root is not None else row.drives
 
 
-async def _check_disk(unit: UnitOfWork, row: VmRow, old: StoredDrive, new: StoredDrive) -> None:
-    """A VM's disks together are never larger than its host's, nor than its project may have."""
-    grown = devices.present_size(new) - devices.present_size(old)
-    if grown <= 0:
+async def check_disk(unit: UnitOfWork, row: VmRow, grown_mib: int, own_mib: int) -> None:
+    """A VM's disks together are never larger than its host's, nor are those of a project larger
+    than it may have; ``own_mib`` of it are new to the project. Raises NoCapacity, QuotaExceeded."""
+    if grown_mib <= 0:
         return
-    asked = Resources(disk_mib=max(0, new.own_mib - old.own_mib))
-    await quotas.admit(unit.session, row.project, asked)
+    await quotas.admit(unit.session, row.project, Resources(disk_mib=max(0, own_mib)))
     host = await unit.session.get(HostRow, row.host_id)
-    total = sum(map(devices.present_size, _drives(row))) + grown
+    total = sum(map(devices.present_size, _drives(row))) + grown_mib
     if host is not None and total > host.capacity.disk_mib:
         raise NoCapacity(
             f"the disks of VM {row.name!r} would have {total} MiB, and its host has "

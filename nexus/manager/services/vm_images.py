@@ -109,6 +109,11 @@ async def _find(
     return _stored(_pick(found, kind, ref, is_default=is_default))
 
 
+async def rootfs_of(session: AsyncSession, project: str, ref: str) -> StoredImage:
+    """A root file system image by id or name, locked. Raises ImageNotReady."""
+    return await _find(session, project, "rootfs", ref)
+
+
 async def _look_up(session: AsyncSession, project: str, refs: Sequence[str]) -> Sequence[ImageRow]:
     query = select(ImageRow).where(
         ImageRow.project == project, or_(ImageRow.id.in_(refs), ImageRow.name.in_(refs))

@@ -1,46 +1,67 @@
-"""Volumes: making them, giving them to VMs, deleting them."""
+"""Volumes: making, changing and deleting them."""
 
 from datetime import datetime
 
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Created, Page
-from nexus.api.errors import Conflict, InUse, InvalidState, NameTaken, NotFound, ValidationFailed
+from nexus.api.errors import Conflict, InUse, NameTaken
 from nexus.api.quotas import Resources
-from nexus.api.vms import VmCreate
-from nexus.api.volumes import Volume, VolumeCreate
+from nexus.api.vms import Vm
+from nexus.api.volumes import Volume, VolumeChange, VolumeCreate
 from nexus.ids import new_id
-from nexus.manager import scheduler
+from nexus.manager import devices, etags, scheduler, wanting
 from nexus.manager.agents import Agents
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow, VolumeRow
+from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.services import quotas
 from nexus.manager.services.hosts import is_healthy
-from nexus.manager.uow import Caller, change
+from nexus.manager.services.vm_images import rootfs_of
+from nexus.manager.services.vms import to_vm
+from nexus.manager.services.volume_rows import (
+    HOLDER,
+    Holder,
+    check_fits,
+    check_free,
+    find,
+    holder_of,
+    still_held,
+    to_volume,
+)
+from nexus.manager.uow import Caller, UnitOfWork, change
 
 
 class Volumes:
     """The rules of volumes. A volume is bound to a host when it is made; nothing happens there
     before a VM has it."""
 
-    def __init__(self, db: Database, agents: Agents) -> None:
+    def __init__(self, db: Database, agents: Agents, pipeline: VmPipeline) -> None:
         self.db = db
         self.agents = agents
+        self.pipeline = pipeline
 
     async def create(self, caller: Caller, request: VolumeCreate) -> Volume:
-        """Makes the row. Raises NameTaken, QuotaExceeded or NoCapacity."""
+        """Makes the row. Raises NameTaken, QuotaExceeded, NoCapacity, ImageNotReady, or
+        ValidationFailed for a size that its image does not fit into."""
         try:
             async with change(self.db, caller, "volume.create") as unit:
-                asked = Resources(disk_mib=request.size_mib)
+                image = None
+                if request.image is not None:
+                    image = await rootfs_of(unit.session, caller.project, request.image)
+                size_mib = devices.first_size(request.name, request.size_mib, image)
+                size_mib = size_mib or devices.size_of(image) or 0
+                asked = Resources(disk_mib=size_mib)
                 await quotas.admit(unit.session, caller.project, asked)
                 row = VolumeRow(
                     id=new_id(),
                     project=caller.project,
                     name=request.name,
-                    host_id=await _place(unit.session, request.size_mib, unit.at),
-                    size_mib=request.size_mib,
+                    host_id=await _place(unit.session, size_mib, unit.at),
+                    size_mib=size_mib,
+                    image=image,
                     deleting=False,
                     created_at=unit.at,
                     updated_at=unit.at,
@@ -51,23 +72,61 @@ class Volumes:
                 unit.answer = lambda: Created[Volume](id=row.id, item=to_volume(row, None))
                 await unit.session.flush()
         except IntegrityError as error:
-            raise NameTaken(
-                f"there is a volume named {request.name!r} already",
-                suggestion=f"choose another name, or: nexus volume rm {request.name}",
-            ) from error
+            raise name_taken(request.name) from error
         return to_volume(row, None)
+
+    async def update(
+        self, caller: Caller, ref: str, wanted: VolumeChange
+    ) -> tuple[Volume, Vm | None]:
+        """Renames a volume or makes it larger; answers it, and the VM that has to be told.
+
+        A guest that runs with it sees the new size at once. Raises NotFound, NameTaken,
+        NoCapacity, QuotaExceeded, PreconditionFailed, or Conflict for a size below its own.
+        """
+        told: VmRow | None = None
+        try:
+            async with change(self.db, caller, "volume.update", target=ref) as unit:
+                row, vm = await locked(unit, ref)
+                holder = await holder_of(unit.session, row)
+                etags.expect(caller.if_match, to_volume(row, holder), f"the volume {row.name!r}")
+                unit.before = {"name": row.name, "size_mib": row.size_mib}
+                grown = await _grow(unit, row, wanted)
+                if "name" in wanted.model_fields_set:
+                    row.name = wanted.name
+                unit.after = {"name": row.name, "size_mib": row.size_mib}
+                if unit.after != unit.before:
+                    row.updated_at = unit.at
+                if vm is not None and row.leaving is None:
+                    vm.drives = [devices.following(drive, row) for drive in vm.drives]
+                    vm.updated_at = unit.at
+                    if grown and vm.power != "deleted":
+                        said = f"volume {row.name}: {row.size_mib} MiB"
+                        wanting.change(unit, vm, "drive_changed", said)
+                        self.pipeline.take(vm, unit.at)
+                        told = vm
+                await unit.session.flush()
+                seen = to_volume(row, await holder_of(unit.session, row))
+        except IntegrityError as error:
+            raise name_taken(wanted.name) from error
+        if told is None:
+            return seen, None
+        self.pipeline.begin(told)
+        return seen, to_vm(told)
 
     async def delete(self, caller: Caller, ref: str) -> None:
         """Deletes a volume with what is on it.
 
         First no VM can get it any more, then its file goes, then its row; cut off anywhere, the
-        same call finishes it. Raises NotFound, InUse, or HostUnreachable: then it stays
-        ``deleting``.
+        same call finishes it. Raises NotFound, InUse, PreconditionFailed, or HostUnreachable: then
+        it stays ``deleting``.
         """
         async with change(self.db, caller, "volume.delete", target=ref) as unit:
             row = await find(unit.session, caller.project, ref, lock=True)
             unit.target, unit.before = row.id, {"name": row.name, "size_mib": row.size_mib}
-            await _check_free(unit.session, row)
+            holder = await holder_of(unit.session, row)
+            etags.expect(caller.if_match, to_volume(row, holder), f"the volume {row.name!r}")
+            check_free(row, holder)
+            await _check_not_copied(unit.session, row)
             row.deleting, row.updated_at = True, unit.at
         await self.agents.of(row.host_id).delete_volume(row.id)
         async with change(self.db, caller, "volume.deleted", target=row.id) as unit:
@@ -79,12 +138,12 @@ class Volumes:
         """A volume by its id or name. Raises NotFound."""
         async with self.db.read() as session:
             row = await find(session, project, ref)
-            return to_volume(row, await _owner(session, row))
+            return to_volume(row, await holder_of(session, row))
 
     async def page(self, project: str, *, cursor: str | None, limit: int) -> Page[Volume]:
         """Volumes in the order they were made."""
         query = (
-            select(VolumeRow, VmRow.name)
+            select(VolumeRow, *HOLDER)
             .outerjoin(VmRow, VmRow.id == VolumeRow.vm_id)
             .where(VolumeRow.project == project)
         )
@@ -92,85 +151,64 @@ class Volumes:
             query = query.where(VolumeRow.id > cursor)
         async with self.db.read() as session:
             rows = (await session.execute(query.order_by(VolumeRow.id).limit(limit + 1))).all()
+        found = []
+        for row, vm_id, vm_name, settled, drives in rows[:limit]:
+            vm = None if vm_id is None else Holder(vm_id, vm_name, settled, drives)
+            holder = None if vm is None else still_held(row, vm)
+            found.append(to_volume(row, holder))
         return Page(
-            items=[to_volume(row, vm_name) for row, vm_name in rows[:limit]],
+            items=found,
             next_cursor=rows[limit - 1][0].id if len(rows) > limit else None,
         )
 
 
-async def choose(session: AsyncSession, project: str, request: VmCreate) -> dict[str, VolumeRow]:
-    """The volumes that a new VM asks for, by its drives' names; locked, so that it gets them.
+async def locked(unit: UnitOfWork, ref: str) -> tuple[VolumeRow, VmRow | None]:
+    """A volume and the VM that has it, both locked; the VM first, as everywhere.
 
-    Raises NotFound, InUse, InvalidState, ValidationFailed for one that is asked for twice, or
-    Conflict for volumes that lie on several hosts.
+    Raises NotFound, or Conflict when the volume changes hands at this moment.
     """
-    refs = {drive.name: drive.volume for drive in request.drives if drive.volume is not None}
-    if not refs:
-        return {}
-    # In one order everywhere: two requests for the same volumes must not wait for each other.
-    asked = or_(VolumeRow.id.in_(refs.values()), VolumeRow.name.in_(refs.values()))
-    query = select(VolumeRow).where(VolumeRow.project == project, asked).order_by(VolumeRow.id)
-    await session.execute(query.with_for_update())
-    found = {}
-    for name, ref in refs.items():
-        found[name] = await find(session, project, ref)
-        await _check_free(session, found[name])
-        if found[name].deleting:
-            raise InvalidState(
-                f"the volume {found[name].name!r} is being deleted", suggestion="nexus volume ls"
-            )
-    if len({row.id for row in found.values()}) < len(found):
-        raise ValidationFailed("two drives are the same volume", suggestion="leave one out")
-    if len({row.host_id for row in found.values()}) > 1:
-        names = ", ".join(sorted(row.name for row in found.values()))
-        raise Conflict(
-            f"the volumes {names} lie on different hosts, so no VM can have them all",
-            suggestion="nexus volume ls shows where each one lies",
-        )
-    return found
+    session, project = unit.session, unit.caller.project
+    vm_id = (await find(session, project, ref)).vm_id
+    vm = await session.get(VmRow, vm_id, with_for_update=True) if vm_id is not None else None
+    row = await find(session, project, ref, lock=True)
+    unit.target = row.id
+    if row.vm_id != (vm.id if vm is not None else None):
+        raise Conflict(f"the volume {row.name!r} changes hands", suggestion="try again")
+    return row, vm
 
 
-async def find(session: AsyncSession, project: str, ref: str, *, lock: bool = False) -> VolumeRow:
-    """A volume's row by id or name. Raises NotFound."""
-    query = select(VolumeRow).where(VolumeRow.project == project)
-    if lock:
-        query = query.with_for_update()
-    row = (await session.scalars(query.where(VolumeRow.id == ref))).one_or_none()
-    if row is None:
-        row = (await session.scalars(query.where(VolumeRow.name == ref))).one_or_none()
-    if row is None:
-        raise NotFound(f"there is no volume {ref!r}", suggestion="nexus volume ls")
-    return row
-
-
-def to_volume(row: VolumeRow, vm_name: str | None) -> Volume:
-    """A row as the API shows it."""
-    return Volume(
-        id=row.id,
-        name=row.name,
-        project=row.project,
-        state="deleting" if row.deleting else "attached" if row.vm_id else "free",
-        size_mib=row.size_mib,
-        host_id=row.host_id,
-        vm_id=row.vm_id,
-        vm_name=vm_name,
-        created_at=row.created_at,
-        updated_at=row.updated_at,
+def name_taken(name: str) -> NameTaken:
+    """The refusal of a name that another volume has."""
+    return NameTaken(
+        f"there is a volume named {name!r} already",
+        suggestion=f"choose another name, or: nexus volume rm {name}",
     )
 
 
-async def _owner(session: AsyncSession, row: VolumeRow) -> str | None:
-    if row.vm_id is None:
-        return None
-    return await session.scalar(select(VmRow.name).where(VmRow.id == row.vm_id))
+async def _grow(unit: UnitOfWork, row: VolumeRow, wanted: VolumeChange) -> bool:
+    """Whether it has become larger."""
+    if "size_mib" not in wanted.model_fields_set or wanted.size_mib == row.size_mib:
+        return False
+    if wanted.size_mib < row.size_mib:
+        raise Conflict(
+            f"the volume {row.name!r} has {row.size_mib} MiB, and volumes never shrink",
+            suggestion=f"ask for more than {row.size_mib} MiB",
+        )
+    asked = Resources(disk_mib=wanted.size_mib - row.size_mib)
+    await quotas.admit(unit.session, row.project, asked)
+    await check_fits(unit.session, row, wanted.size_mib)
+    row.size_mib = wanted.size_mib
+    return True
 
 
-async def _check_free(session: AsyncSession, row: VolumeRow) -> None:
-    if row.vm_id is not None:
-        owner = await _owner(session, row)
+async def _check_not_copied(session: AsyncSession, row: VolumeRow) -> None:
+    query = select(VolumeRow.name).where(VolumeRow.source_id == row.id).limit(1)
+    copy = await session.scalar(query)
+    if copy is not None:
         raise InUse(
-            f"VM {owner!r} has the volume {row.name!r}",
-            suggestion=f"it is free when that VM is gone: nexus rm {owner}",
+            f"the volume {row.name!r} is being copied to {copy!r}",
+            suggestion=f"finish it: nexus volume snapshot {row.name} {copy}; or give it up: "
+            f"nexus volume rm {copy}",
         )
 
 
