@@ -31,11 +31,13 @@ class VolumeUse:
         """Copies under way, by the ids of both volumes of each."""
 
     async def take(self, machine: Machine) -> None:
-        """Before a machine's files are touched. Waits for copies that read or make its volumes.
+        """Before the files of a machine without a VMM are touched: it has these volumes and no
+        others. Waits for copies that read or make them.
 
-        Raises StageFailed("disk") when another machine has one; then it got none.
+        Raises StageFailed("disk") when another machine has one; then it has none.
         """
         wanted = volumes_of(machine)
+        self.give_back(machine.id)
         await self._no_copy_of(wanted)
         for volume_id in wanted:
             user = self._users.get(volume_id)

@@ -38,10 +38,28 @@ def test_a_volume_goes_from_one_guest_to_the_next(qemu_installation: Installatio
         read = in_guest(client, "reader", "cat /sys/block/vdb/size; head -n1 /dev/vdb")
         assert read.splitlines() == [str(16 << 11), "what the first wrote"]
         assert client.volumes.get("kept").vm_name == "reader"
+        client.volumes.update("kept", size_mib=32)
+        assert in_guest(client, "reader", "cat /sys/block/vdb/size").strip() == str(32 << 11)
+
+        # From one that runs it goes with a reboot; then it is nobody's, and can be copied.
+        with pytest.raises(ConflictError, match="running"):
+            client.volumes.detach("kept")
+        with pytest.raises(ConflictError, match="may write"):
+            client.volumes.snapshot("kept", "copy")
+        assert client.volumes.detach("kept", restart=True).state == "free"
+        copy = client.volumes.snapshot("kept", "copy")
+        client.vms.stop("reader", force=True, wait="stopped")
+        assert client.volumes.attach("copy", "reader", name="db").drive == "db"
+        client.vms.start("reader", wait="running")
+        read = in_guest(client, "reader", "cat /sys/block/vdb/size; head -n1 /dev/vdb")
+        assert read.splitlines() == [str(32 << 11), "what the first wrote"]
         client.vms.delete("reader")
 
-        file = qemu_installation.data / "fc" / "volumes" / f"{made.id}.img"
-        assert file.stat().st_nlink == 1
+        folder = qemu_installation.data / "fc" / "volumes"
+        file = folder / f"{made.id}.img"
+        assert {each.stat().st_nlink for each in folder.iterdir()} == {1}
+        assert sorted(each.stem for each in folder.iterdir()) == sorted([made.id, copy.id])
+        client.volumes.delete("copy")
         client.volumes.delete("kept")
         assert not file.exists()
     wait_for("nothing is left", lambda: machine_state(qemu_installation.data) == before)
