@@ -30,11 +30,19 @@ def clone(source: int, dest: int) -> None:
     Both are open descriptors; positions do not matter. Raises OSError.
     """
     try:
-        fcntl.ioctl(dest, FICLONE, source)
+        share(dest, source)
     except OSError as failed:
         if failed.errno not in CANNOT_SHARE:
             raise
         copy(source, dest)
+
+
+def share(dest: int, source: int) -> None:
+    """Makes ``dest`` the blocks of ``source``, which both have until one is written to.
+
+    Raises OSError, of ``CANNOT_SHARE`` where the file system has no such thing.
+    """
+    fcntl.ioctl(dest, FICLONE, source)
 
 
 def clone_file(source: Path, dest: Path) -> None:

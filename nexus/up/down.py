@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from nexus.api.errors import Conflict, NotFound, TimedOut
-from nexus.up.place import Place
+from nexus.up import disk
+from nexus.up.place import STORE, VMS, Place
 
 STOP_TIMEOUT_S = 30
 TEARDOWN_TIMEOUT_S = 300
@@ -46,10 +47,12 @@ def down(place: Place) -> None:
             f"there is no installation in {place.data}",
             suggestion="nexus down --data DIR, with the DIR that nexus up was given",
         )
-    environment = json.loads(place.settings_file.read_text())
+    environment = _moved(place, json.loads(place.settings_file.read_text()))
     with place.lock.open("a+") as lock:
         _stop_services(place, lock.fileno())
+        disk.mount(place)  # A reboot has unmounted what the VMs lie on.
         _teardown(environment)
+        disk.remove(place)
         # The settings file goes last: as long as it is there, a second run finishes the first.
         for name in (n for n in _OURS if n not in ("settings.json", "up.lock")):
             _remove(place.data / name)
@@ -58,6 +61,18 @@ def down(place: Place) -> None:
     for folder in (Path(environment["MANAGER_IMAGE_ROOT"]), place.data):
         if folder.is_relative_to(place.data) and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _moved(place: Place, environment: dict[str, str]) -> dict[str, str]:
+    """The settings of the last ``nexus up``, with the folders where ``nexus host init`` has put
+    them since."""
+    folders = {"NEXUS_STORE_DIR": place.large / STORE, "FC_RUN_DIR": place.large / VMS}
+    ours = {
+        name: str(folder)
+        for name, folder in folders.items()
+        if Path(environment[name]).is_relative_to(place.data)
+    }
+    return environment | ours
 
 
 def _stop_services(place: Place, lock: int) -> None:

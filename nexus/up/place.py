@@ -9,6 +9,9 @@ from nexus.api.errors import BadRequest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 _LONGEST_SOCKET_PATH = 107
+STORE, VMS = "store", "fc"
+MOVED = (STORE, VMS)
+"""What lies on the file system of ``nexus host init``, if there is one."""
 DEFAULT_BIND = "127.0.0.1:18080"
 
 
@@ -54,6 +57,26 @@ class Place:
         return self.data / "settings.json"
 
     @property
+    def disk_file(self) -> Path:
+        """The file system that ``nexus host init`` makes (``nexus.up.disk``), if it has."""
+        return self.data / "disk.xfs"
+
+    @property
+    def new_disk_file(self) -> Path:
+        """The same while it is made."""
+        return self.data / "disk.xfs.new"
+
+    @property
+    def disk(self) -> Path:
+        """Where it is mounted."""
+        return self.data / "disk"
+
+    @property
+    def large(self) -> Path:
+        """Where images and VMs lie."""
+        return self.disk if self.disk_file.exists() else self.data
+
+    @property
     def url(self) -> str:
         host, _, port = self.bind.rpartition(":")
         return f"http://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"  # noqa: S104
@@ -62,9 +85,9 @@ class Place:
         """The settings of manager and agent; what the caller's environment sets wins."""
         defaults = {
             "NEXUS_DATA_DIR": str(self.data),
-            "NEXUS_STORE_DIR": str(self.data / "store"),
+            "NEXUS_STORE_DIR": str(self.large / STORE),
             "NEXUS_CACHE_DIR": str(self.data / "cache"),
-            "FC_RUN_DIR": str(self.data / "fc"),
+            "FC_RUN_DIR": str(self.large / VMS),
             "MANAGER_IMAGE_ROOT": str(self.data / "images"),
         }
         chosen = {name: os.environ.get(name, value) for name, value in defaults.items()}

@@ -16,7 +16,7 @@ import anyio.abc
 
 from nexus.api.errors import BadRequest, Conflict, NexusError, TimedOut
 from nexus.client import AsyncClient, NexusApiError
-from nexus.up import first
+from nexus.up import disk, first
 from nexus.up.place import Place
 from nexus.up.say import Say
 from nexus.up.supervise import Service
@@ -44,6 +44,7 @@ def up(place: Place, say: Say, *, demo: bool) -> None:
     _check_machine(place)
     place.prepare()
     with _only_one(place):
+        disk.mount(place)
         _check_address(place)
         try:
             anyio.run(partial(_run, place, say, demo=demo), backend_options={"use_uvloop": True})

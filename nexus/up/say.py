@@ -3,12 +3,15 @@
 import json
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from nexus.up.disk import HostDisk
 
 
 class Say(Protocol):
@@ -118,3 +121,21 @@ def _command(data: Path) -> str:
     if data != default_data_dir():
         word = f"{word} --data {shlex.quote(str(data))}"
     return word
+
+
+def host_disk(made: HostDisk, *, as_json: bool) -> None:
+    """What ``nexus host init`` found or made, and what it gains."""
+    if as_json:
+        print(json.dumps(asdict(made)))
+        return
+    if made.file is None:
+        print("The file system of the data folder shares blocks already; nothing is to be done.")
+    else:
+        word = "is made" if made.made else "is there"
+        print(f"{made.file} {word}: {made.size_mib} MiB at most, mounted at {made.mounted_at}")
+    if made.clone_before_ms is not None:
+        print(f"  clone of {made.measured_mib} MiB before  {made.clone_before_ms:.1f} ms")
+    if made.clone_after_ms is not None:
+        print(f"  clone of {made.measured_mib} MiB now     {made.clone_after_ms:.1f} ms")
+    if made.made:
+        print("nexus up mounts it; nexus host init --undo moves all back and removes it.")
