@@ -14,6 +14,7 @@ from nexus import httpd
 from nexus.agent.app import make_app
 from nexus.agent.errors import SettingsInvalid
 from nexus.agent.events import Feed
+from nexus.agent.firewall import check_host
 from nexus.agent.home import HomeNetwork
 from nexus.agent.layout import Layout
 from nexus.agent.links import Links
@@ -57,6 +58,8 @@ def run(settings: Settings) -> None:
     _raise_file_limit()
     layout = Layout(settings.run_dir)
     with only_one(settings):
+        # Before anything is made: a bridge is never up without rules.
+        check_host()
         layout.prepare()
         links = Links()
         try:

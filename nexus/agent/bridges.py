@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nexus.agent.errors import NetworkFailed
 from nexus.agent.installation import Installation
-from nexus.agent.links import Link, Links
+from nexus.agent.links import Link, Links, looks_like_our_tap
 from nexus.agent.rules import Segment
 from nexus.api.networks import HostNetworkSpec
 
@@ -150,7 +150,7 @@ def _address(bridge: Link, spec: HostNetworkSpec, segment: Segment, links: Links
 def remove_others(wanted: set[str], installation: Installation, links: Links) -> list[str]:
     """Deletes our networks' bridges that are not wanted and that no TAP is in; returns them."""
     everything = links.all()
-    busy = {link.master for link in everything if link.name.startswith("nx")}
+    busy = {link.master for link in everything if looks_like_our_tap(link)}
     gone = [
         link.name
         for link in everything

@@ -106,6 +106,11 @@ class VmPaths:
         return self.dir / "status.json"
 
     @property
+    def nics(self) -> Path:
+        """Which TAP and MAC belong to which NIC, in full."""
+        return self.dir / "nics.json"
+
+    @property
     def console_in(self) -> Path:
         return self.dir / "console.in"
 

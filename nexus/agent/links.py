@@ -188,6 +188,11 @@ def is_our_tap(link: Link, bridges: Collection[int]) -> bool:
     return link.kind == "tun" and link.master in bridges
 
 
+def looks_like_our_tap(link: Link) -> bool:
+    """Whether a port of a bridge of ours is a TAP, and not the interface that leads out."""
+    return link.kind == "tun" and link.name.startswith("nx")
+
+
 def _taken(name: str) -> NetworkFailed:
     return NetworkFailed(
         f"the host has a device named {name} that is not ours",

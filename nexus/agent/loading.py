@@ -248,7 +248,7 @@ async def make_ready(
     try:
         async with anyio.create_task_group() as both:
             both.start_soon(anyio.to_thread.run_sync, files)
-            both.start_soon(ensure_taps, machine, tools, uid)
+            both.start_soon(ensure_taps, machine, paths, tools, uid)
     except* StageFailed as failures:
         raise first_of(failures) from None
 

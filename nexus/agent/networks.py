@@ -1,9 +1,11 @@
 """Every network of this host, and the TAPs of its VMs in them."""
 
 import ipaddress
+import json
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import anyio
@@ -20,7 +22,7 @@ from nexus.agent.firewall import Firewall
 from nexus.agent.home import HomeNetwork
 from nexus.agent.installation import Installation
 from nexus.agent.layout import MAX_NICS, Layout, nic_links, shaper_of, tap_name
-from nexus.agent.links import Links
+from nexus.agent.links import Links, looks_like_our_tap
 from nexus.agent.name_service import NameService
 from nexus.agent.rules import Port, Segment
 from nexus.api.hosts import HostNetwork
@@ -209,16 +211,18 @@ class Networks:
 
     # -- the TAPs of VMs -------------------------------------------------------------------------
 
-    async def ensure_taps(self, machine: Machine, owner: int | None) -> None:
-        """The TAPs of a VM's NICs, each in its network's bridge and up.
+    async def ensure_taps(self, machine: Machine, owner: int | None, note: Path) -> None:
+        """The TAPs of a VM's NICs, each in its network's bridge and up; ``note`` says which.
 
-        The rules know them before they are in a bridge. Raises NetworkFailed.
+        The rules know them before they are in a bridge. Raises NetworkFailed or OSError.
         """
         ports = self._ports(machine)
         await self._firewall.admit(machine.id, ports)
         self._names.admit(machine.id, machine.name, _clients(machine))
+        nics = {nic.iface: asdict(port) for nic, port in zip(machine.nics, ports, strict=True)}
 
         def ensure() -> None:
+            write_atomically(note, json.dumps({"vm": machine.id, "nics": nics}, indent=2).encode())
             for port in ports:
                 self._links.ensure_tap(port.tap, _index_of(port.bridge), owner)
 
@@ -230,8 +234,10 @@ class Networks:
         def remove() -> None:
             ours = self._bridge_indices()
             for index in range(MAX_NICS):
-                for name in nic_links(vm_id, index):
-                    self._links.delete_of_vm(name, ours)
+                # A VM that was refused for its TAP's name does not take the other's away.
+                if not self._firewall.is_of_another(tap_name(vm_id, index), vm_id):
+                    for name in nic_links(vm_id, index):
+                        self._links.delete_of_vm(name, ours)
 
         await anyio.to_thread.run_sync(remove)
         self._names.forget(vm_id)
@@ -252,7 +258,7 @@ class Networks:
         orphans = [
             link.name
             for link in self._links.all()
-            if link.master in ours and link.name.startswith("nx") and link.name not in known
+            if link.master in ours and looks_like_our_tap(link) and link.name not in known
         ]
         for name in orphans:
             self._links.delete(name)

@@ -16,7 +16,9 @@ class _Nftables:
     lets go of a socket that deleted something only after some ten milliseconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, dry: bool = False) -> None:
+        self._dry = dry
+        """Whether the kernel only looks at the rules and throws them away."""
         self._turn = threading.Lock()
         self._library: ctypes.CDLL | None = None
         self._context: int | None = None
@@ -32,6 +34,7 @@ class _Nftables:
                 self._context = library.nft_ctx_new(0)
                 library.nft_ctx_buffer_output(self._context)
                 library.nft_ctx_buffer_error(self._context)
+                library.nft_ctx_set_dry_run(self._context, self._dry)
             if library.nft_run_cmd_from_buffer(self._context, text.encode()) == 0:
                 return None
             said: bytes = library.nft_ctx_get_error_buffer(self._context)
@@ -47,6 +50,7 @@ def _load() -> ctypes.CDLL:
     library.nft_ctx_new.argtypes, library.nft_ctx_new.restype = [ctypes.c_uint32], context
     library.nft_run_cmd_from_buffer.argtypes = [context, ctypes.c_char_p]
     library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+    library.nft_ctx_set_dry_run.argtypes = [context, ctypes.c_bool]
     for name in ("buffer_output", "buffer_error", "get_error_buffer", "free"):
         getattr(library, f"nft_ctx_{name}").argtypes = [context]
     return library
@@ -57,8 +61,17 @@ _nftables = _Nftables()
 
 def apply(text: str) -> None:
     """Has the kernel take a text of rules, all of it or nothing. Blocks; raises NetworkFailed."""
+    _run(_nftables, text)
+
+
+def check(text: str) -> None:
+    """Asks whether the kernel would take it; changes nothing. Blocks; raises NetworkFailed."""
+    _run(_Nftables(dry=True), text)
+
+
+def _run(nftables: _Nftables, text: str) -> None:
     try:
-        said = _nftables.run(text)
+        said = nftables.run(text)
     except OSError as error:
         raise NetworkFailed(
             "the library libnftables is missing", suggestion="apt-get install nftables"
@@ -67,7 +80,9 @@ def apply(text: str) -> None:
         refused = "not permitted" in said
         raise NetworkFailed(
             f"nftables refuses the rules: {said.strip()[:500]}",
-            suggestion="run the agent as root" if refused else "modprobe nf_tables nft_masq",
+            suggestion="run the agent as root (it needs CAP_NET_ADMIN)"
+            if refused
+            else "modprobe -a nf_tables nft_masq nft_fib_inet",
         )
 
 

@@ -40,10 +40,10 @@ async def ensure_files(desired: Machine, paths: VmPaths, tools: Tools, uid: int 
     faults.point("after_disk")
 
 
-async def ensure_taps(desired: Machine, tools: Tools, uid: int | None) -> None:
+async def ensure_taps(desired: Machine, paths: VmPaths, tools: Tools, uid: int | None) -> None:
     """The host's ends of the VM's NICs. Raises StageFailed("network")."""
     try:
-        await tools.network.ensure_taps(desired, uid)
+        await tools.network.ensure_taps(desired, uid, paths.nics)
     except NetworkFailed as error:
         raise StageFailed("network", error.message, suggestion=error.suggestion) from error
     except OSError as error:
@@ -61,7 +61,7 @@ async def prepare(desired: Machine, paths: VmPaths, tools: Tools, uid: int | Non
     try:
         async with anyio.create_task_group() as both:
             both.start_soon(ensure_files, desired, paths, tools, uid)
-            both.start_soon(ensure_taps, desired, tools, uid)
+            both.start_soon(ensure_taps, desired, paths, tools, uid)
         disks.before_boot(paths, uid)
     except* StageFailed as failures:
         await tools.network.remove_taps(desired.id)

@@ -11,7 +11,7 @@ import structlog
 from nexus.agent import bridges, disks, dnsmasq, nft, process, rules
 from nexus.agent import installation as installations
 from nexus.agent.layout import MAX_NICS, Layout, nic_links, shaper_of
-from nexus.agent.links import Links
+from nexus.agent.links import Links, looks_like_our_tap
 from nexus.agent.networks import load_networks
 from nexus.agent.settings import Settings
 from nexus.api.errors import Conflict
@@ -121,7 +121,7 @@ def _remove_network(settings: Settings, links: Links) -> None:
     ]
     for bridge in ours:
         for port in everything:
-            if port.master == bridge.index and port.name.startswith("nx"):
+            if port.master == bridge.index and looks_like_our_tap(port):
                 links.delete(port.name)
                 links.delete(shaper_of(port.name))
         links.delete(bridge.name)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +17,12 @@ import httpx
 
 from nexus.api.machines import Blob, Machine, MachineNic, MachineStatus
 from nexus.ids import new_id
+from nexus.manager.ipam import mac_for
 from tests.parts import REPO
 
 T = TypeVar("T")
 DEADLINE_S = 30.0
+COMMAND = (sys.executable, "-m", "nexus.agent")
 
 
 def until(what: str, ask: Callable[[], T | None], deadline_s: float = DEADLINE_S) -> T:
@@ -54,10 +56,12 @@ class Agent:
         transport = httpx.HTTPTransport(uds=str(self.socket))
         self.http = httpx.Client(transport=transport, base_url="http://agent", timeout=60)
 
-    def start(self, *, ready: bool = True, **environment: str) -> "Agent":
+    def start(
+        self, *, ready: bool = True, command: Sequence[str] = COMMAND, **environment: str
+    ) -> "Agent":
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "nexus.agent"],
+                command,
                 cwd=REPO,
                 env={**os.environ, **self.environment, **environment},
                 stdin=subprocess.DEVNULL,
@@ -124,7 +128,7 @@ class Agent:
         octet = 2 + int(hashlib.sha256(vm_id.encode()).hexdigest()[:2], 16) % 250
         nic = MachineNic(
             iface="eth0",
-            mac=f"06:00:0a:40:00:{octet:02x}",
+            mac=mac_for(vm_id, "eth0"),
             ip=f"{first}.{octet}/{length}",
             gateway=network["gateway"],
             dns=[],

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 from nexus.agent import proxy
 from nexus.agent.command import Jail, choose_jail_uid, vmm_command
 from nexus.agent.ending import Ending, how_it_ended, last_lines
-from nexus.agent.errors import SettingsInvalid, StageFailed
+from nexus.agent.errors import NetworkFailed, SettingsInvalid, StageFailed
+from nexus.agent.firewall import Firewall
 from nexus.agent.home import name_servers
 from nexus.agent.installation import POOL, choose_subnet
 from nexus.agent.layout import Layout, tap_name
 from nexus.agent.logs import read_log
-from nexus.agent.rules import Rules, Segment, text_of
+from nexus.agent.rules import Port, Rules, Segment, text_of
 from nexus.agent.settings import Settings
 from nexus.agent.starting import check_memory, swap_mib
 from nexus.agent.vmm_config import encode, kernel_args
@@ -262,6 +264,39 @@ def test_rules_are_one_transaction_on_one_table() -> None:
         assert f"table {family} nexus_0a\ndelete table {family} nexus_0a\n" in text
     assert set(re.findall(r"^(?:delete )?table \w+ (\w+)", text, re.MULTILINE)) == {"nexus_0a"}
     assert "flush" not in text
+
+
+def test_no_two_vms_have_one_tap_or_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("nexus.agent.nft.apply", told.append)
+    first = Port("nx0", "br", "02:00:00:00:00:01", "10.0.0.2")
+    firewall = Firewall("t", [])
+
+    async def walk() -> None:
+        firewall.know("one", [first])
+        for other in (
+            Port("nx0", "other", "02:00:00:00:00:02", "10.0.0.3"),
+            Port("nx1", "br", "02:00:00:00:00:01", "10.0.0.3"),
+        ):
+            with pytest.raises(NetworkFailed, match="that of VM one already") as caught:
+                await firewall.admit("two", [other])
+            assert "make it again" in (caught.value.suggestion or "")
+        assert "two" not in firewall.rules.ports
+        assert told == []
+        assert firewall.is_of_another("nx0", "two")
+        # A MAC may be on another bridge too, and what was given back is free.
+        await firewall.admit("two", [Port("nx1", "other", "02:00:00:00:00:01", "10.0.0.3")])
+        await firewall.forget("one")
+        assert not firewall.is_of_another("nx0", "two")
+        await firewall.admit("tre", [first])
+        # After a restart both may be known for a moment.
+        firewall.know("four", [first])
+        assert firewall.is_of_another("nx0", "four")
+        await firewall.forget("four")
+        assert firewall.is_of_another("nx0", "four")
+        assert not firewall.is_of_another("nx0", "tre")
+
+    anyio.run(walk)
 
 
 def test_name_servers_on_loopback_are_no_use_to_guests(tmp_path: Path) -> None:

@@ -2,6 +2,10 @@
 
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
@@ -37,20 +41,59 @@ def is_up(client: Client, name: str) -> bool:
         return False
 
 
-def test_guests_on_networks(qemu_installation: Installation) -> None:
+@dataclass(frozen=True)
+class Lan:
+    """A network behind an interface of the host, with one machine on it."""
+
+    uplink: str
+    namespace: str
+    address: str
+
+    def pings(self, address: str) -> bool:
+        words = ["ip", "netns", "exec", self.namespace, "busybox", "ping", "-c1", "-W2", address]
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def lan() -> Iterator[Lan]:
+    # Named as TAPs of ours are: it is none.
+    made = Lan("nxlan0", f"nxlan{os.getpid()}", "192.0.2.1")
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True)
+
+    ip("netns", "add", made.namespace)
+    try:
+        ip("link", "add", made.uplink, "type", "veth", "peer", "eth0", "netns", made.namespace)
+        ip("-n", made.namespace, "addr", "add", f"{made.address}/24", "dev", "eth0")
+        ip("-n", made.namespace, "link", "set", "eth0", "up")
+        yield made
+        master = Path(f"/sys/class/net/{made.uplink}/master")
+        assert not master.exists(), "the uplink is given back"
+        ip("link", "del", made.uplink)
+    finally:
+        ip("netns", "del", made.namespace)
+
+
+def test_guests_on_networks(qemu_installation: Installation, lan: Lan) -> None:
     before = machine_state(qemu_installation.data)
     with client_of(qemu_installation) as client:
         lab = client.networks.create(NetworkCreate(name="lab", kind="isolated", dhcp=True))
         assert (lab.state, lab.error) == ("ready", None)
+        wan = NetworkCreate(
+            name="wan", kind="bridged", uplink=lan.uplink, cidr="192.0.2.0/24", gateway=lan.address
+        )
+        assert client.networks.create(wan).state == "ready"
+        outside = NicCreate(network="wan", ip="192.0.2.50")
         for name, nics in (
-            ("net-a", [NicCreate(), NicCreate(network="lab")]),
+            ("net-a", [NicCreate(), NicCreate(network="lab"), outside]),
             ("net-b", [NicCreate(network="lab")]),
         ):
             spec = VmCreate(name=name, rootfs="busybox", mem_mib=128, nics=nics)
             assert client.vms.create(spec, wait="running").state == "running"
         for name in ("net-a", "net-b"):
             wait_for(f"{name} is up", lambda n=name: is_up(client, n))
-        outer, inner = (nic.ip.partition("/")[0] for nic in client.vms.get("net-a").nics)
+        outer, inner, wide = (nic.ip.partition("/")[0] for nic in client.vms.get("net-a").nics)
         other = client.vms.get("net-b").nics[0].ip.partition("/")[0]
         members = {(member.vm_name, member.ip) for member in client.networks.members("lab")}
         assert members == {("net-a", inner), ("net-b", other)}
@@ -68,12 +111,12 @@ def test_guests_on_networks(qemu_installation: Installation) -> None:
         assert inner in asked.stdout
         # Only with one's own address.
         stolen = other.rpartition(".")[0] + ".77"
-        change = [
-            "sh",
-            "-c",
-            f"ip addr add {stolen}/22 dev eth0 && ping -c1 -W2 -I {stolen} {inner}",
-        ]
-        assert client.vms.exec("net-b", change).exit_code != 0
+        assert client.vms.exec("net-b", _as(stolen, "eth0", inner)).exit_code != 0
+        # On the network behind the uplink, both ways, and there with its own address as well.
+        wait_for("the machine outside", lambda: pings(client, "net-a", lan.address))
+        assert lan.pings(wide)
+        assert client.vms.exec("net-a", _as("192.0.2.51", "eth2", lan.address)).exit_code != 0
+        assert not lan.pings("192.0.2.51")
         # Apart, and together again.
         client.networks.change("lab", NetworkChange(isolate_vms=True))
         assert not pings(client, "net-a", other)
@@ -94,7 +137,14 @@ def test_guests_on_networks(qemu_installation: Installation) -> None:
         for name in ("net-a", "net-b"):
             client.vms.delete(name)
         client.networks.delete("lab")
+        client.networks.delete("wan")
     wait_for("nothing is left", lambda: machine_state(qemu_installation.data) == before)
+
+
+def _as(address: str, iface: str, other: str) -> list[str]:
+    """Has a guest take another address, and speak with it."""
+    command = f"ip addr add {address}/22 dev {iface} && ping -c1 -W2 -I {address} {other}"
+    return ["sh", "-c", command]
 
 
 def _text_of(url: str) -> str | None:

@@ -1,0 +1,116 @@
+"""What a host's network can be refused for: each with a cure, and nothing half made."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexus.agent.bridges import bridge_name
+from nexus.api.networks import HostNetworkSpec, NetworkError
+from tests.agent.harness import Agent, links, tables
+from tests.agent.packets import ip
+from tests.agent.test_dhcp import spec, tell
+
+pytestmark = [pytest.mark.root, pytest.mark.firecracker]
+
+WITHOUT_LIBRARY = ["unshare", "--mount", sys.executable, "-c"]
+HIDE = """
+import glob, os, subprocess, sys
+for library in glob.glob("/usr/lib/*/libnftables.so.1"):
+    subprocess.run(["mount", "--bind", "/dev/null", os.path.realpath(library)], check=True)
+os.execv(sys.executable, [sys.executable, "-m", "nexus.agent"])
+"""
+CAPABILITY = "-net_admin"
+WITHOUT_RIGHT = ["setpriv", f"--bounding-set={CAPABILITY}", f"--inh-caps={CAPABILITY}"]
+
+
+@pytest.mark.parametrize(
+    ("command", "because", "cure"),
+    [
+        (
+            [*WITHOUT_LIBRARY, HIDE],
+            "the library libnftables is missing",
+            "apt-get install nftables",
+        ),
+        ([*WITHOUT_RIGHT, sys.executable, "-m", "nexus.agent"], "not permitted", "CAP_NET_ADMIN"),
+    ],
+)
+def test_an_agent_that_can_have_no_rules_makes_nothing(
+    firecracker_binary: Path, command: list[str], because: str, cure: str
+) -> None:
+    before = (links(), tables())
+    with closing(Agent(FC_BINARY=str(firecracker_binary))) as agent:
+        agent.start(ready=False, command=command)
+        assert agent.process is not None
+        assert agent.process.wait(timeout=60) == 1
+        agent.process = None
+        said = agent.log.read_text()
+        assert because in said
+        assert cure in said
+        assert "Traceback" not in said
+        assert (links(), tables()) == before
+        assert not agent.run_dir.joinpath("installation.json").exists()
+
+
+@pytest.fixture
+def devices() -> Iterator[None]:
+    ip("link", "add", "fwan0", "type", "veth", "peer", "name", "fwan1")
+    ip("link", "add", "fother0", "type", "bridge")
+    ip("link", "add", "fport0", "type", "veth", "peer", "name", "fport1")
+    ip("link", "set", "fport0", "master", "fother0")
+    ip("addr", "add", "198.51.100.1/24", "dev", "fwan1")
+    yield
+    for name in ("fwan0", "fother0", "fport0"):
+        ip("link", "del", name)
+
+
+def test_networks_that_cannot_be(agent: Agent, devices: None) -> None:
+    taken = spec(dhcp=False)
+    ip("link", "add", bridge_name(taken.id), "type", "veth", "peer", "name", "fthere1")
+    own = agent.http.get("/agent/v1/inventory").json()["network"]["bridge"]
+    good = spec(dhcp=False, cidr="10.201.8.0/24")
+
+    def bridged(uplink: str) -> HostNetworkSpec:
+        return spec(kind="bridged", uplink=uplink, dhcp=False, cidr="10.201.9.0/24")
+
+    wrong: list[tuple[HostNetworkSpec, str, str]] = [
+        (taken, "device named nb", "ip -d link show"),
+        (spec(dhcp=False, cidr="198.51.100.0/25"), "already has a route to", "another subnet"),
+        (bridged("fnone0"), "no interface fnone0", "ip -br link"),
+        (bridged("fport0"), "fport0 is a port of another bridge", "name that bridge"),
+        (bridged("fwan1"), "has the address 198.51.100.1/24", "make a bridge"),
+        (bridged(own), "bridge of another network", "leads out of the host"),
+    ]
+    before = _devices()
+    said = tell(agent, *(each for each, _, _ in wrong), good)
+    for (each, because, cure), status in zip(wrong, said.networks, strict=False):
+        assert status.id == each.id
+        assert status.error is not None, because
+        assert because in status.error.message
+        assert cure in (status.error.suggestion or "")
+    assert said.networks[-1].error is None
+    # One that can be is made all the same, and of the others nothing.
+    made = {name for name in _devices() if name not in before}
+    assert made == {bridge_name(good.id)}
+    assert {name: _devices()[name] for name in before} == before
+    # The causes go: the bridge that was in the way, and the port's own bridge.
+    ip("link", "del", bridge_name(taken.id))
+    ip("link", "set", "fport0", "nomaster")
+    assert _errors(agent, taken, bridged("fport0")) == [None, None]
+    assert _errors(agent) == []
+    assert _devices()["fport0"] == _devices()["fwan0"]
+
+
+def _errors(agent: Agent, *networks: HostNetworkSpec) -> list[NetworkError | None]:
+    return [each.error for each in tell(agent, *networks).networks]
+
+
+def _devices() -> dict[str, Any]:
+    """Every device, and whose port it is."""
+    done = subprocess.run(["ip", "-j", "-d", "link"], capture_output=True, check=True)
+    return {link["ifname"]: link.get("master") for link in json.loads(done.stdout)}
