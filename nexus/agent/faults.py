@@ -18,6 +18,7 @@ POINTS = (
     "after_shed",
     "after_kill",
     "after_trash",
+    "capture_begun",
     "capture_paused",
     "capture_created",
     "capture_cloned",
@@ -26,12 +27,10 @@ POINTS = (
     "snapshot_kept",
     "snapshot_merged",
     "snapshot_going",
-    "load_spawned",
     "load_placing",
     "load_placed",
     "load_ready",
     "load_loaded",
-    "identity_applied",
 )
 
 _chosen = os.environ.get("NEXUS_FAULT")

@@ -6,8 +6,10 @@ random numbers, and with the time of then.
 
 import hashlib
 import time
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import anyio
 from pydantic import BaseModel, ConfigDict
@@ -21,7 +23,8 @@ from nexus.api.snapshots import HostSnapshot
 
 PATIENCE_S = 5.0
 """How long a guest may say nothing before it is taken for one without an agent."""
-AGAIN_S = 0.01
+AGAIN_S = 0.005
+SELDOM_S = 0.1
 
 
 class KnownAs(BaseModel):
@@ -65,22 +68,29 @@ def identity_of(machine: Machine, known_as: KnownAs) -> GuestIdentity:
     )
 
 
-async def tell(socket: Path, machine: Machine, known_as: KnownAs) -> Identity:
-    """Tells it as soon as it listens, and how that went."""
+async def tell(
+    socket: Path, machine: Machine, known_as: KnownAs, undisturbed: AbstractAsyncContextManager[Any]
+) -> Identity:
+    """Tells it as soon as it listens, and how that went. ``undisturbed`` is held meanwhile."""
     try:
         await _until_it_answers(socket)
-        await guest.identify(socket, identity_of(machine, known_as))
+        async with undisturbed:
+            with anyio.fail_after(PATIENCE_S):
+                await guest.identify(socket, identity_of(machine, known_as))
     except GuestAgentMissing as error:
-        return _now("absent", error)
+        return _ended("absent", error.message)
     except NexusError as error:
-        return _now("failed", error)
-    return Identity(state="applied", at=datetime.now(UTC))
+        why = f"{error.message}: {error.fault_message}" if error.fault_message else error.message
+        return _ended("failed", why)
+    except TimeoutError:
+        return _ended("failed", "the guest's agent does not say whether it took it")
+    return _ended("applied", None)
 
 
 async def _until_it_answers(socket: Path) -> None:
     """Firecracker resets the connections of a moment after a load, and a guest has its own work
     to take up first. Raises GuestAgentMissing, or another NexusError, when it never does."""
-    last = time.monotonic() + PATIENCE_S
+    last, pause_s = time.monotonic() + PATIENCE_S, AGAIN_S
     while True:
         try:
             with anyio.fail_after(PATIENCE_S):
@@ -91,9 +101,9 @@ async def _until_it_answers(socket: Path) -> None:
         except (GuestAgentMissing, GuestFault):
             if time.monotonic() > last:
                 raise
-        await anyio.sleep(AGAIN_S)
+        await anyio.sleep(pause_s)
+        pause_s = min(pause_s * 1.5, SELDOM_S)
 
 
-def _now(state: IdentityState, error: NexusError) -> Identity:
-    words = f"{error.message}: {error.fault_message}" if error.fault_message else error.message
-    return Identity(state=state, message=words, at=datetime.now(UTC))
+def _ended(state: IdentityState, message: str | None) -> Identity:
+    return Identity(state=state, message=message, at=datetime.now(UTC))

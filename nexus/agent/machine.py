@@ -261,7 +261,7 @@ class MachineLife:
                     break
                 if step is not Step.NOTHING:
                     await self._take(step)
-                elif self._introducing or not await self._capture_next():
+                elif not await self._capture_next():
                     break
             if self.deleting:
                 self._captures.refuse(capture.no_longer(self.desired))
@@ -671,7 +671,9 @@ class MachineLife:
 
     async def _tell_identity(self, record: Record, known_as: KnownAs) -> None:
         try:
-            told = await identity.tell(self.paths.vsock, self.desired, known_as)
+            told = await identity.tell(
+                self.paths.vsock, self.desired, known_as, self._captures.still
+            )
         finally:
             self._introducing = False
         if record is self.record and not (self.paused and told.state != "applied"):
@@ -681,7 +683,6 @@ class MachineLife:
             self._note()
             log.info("identity", vm=self.id, state=told.state, message=told.message)
             self._publish(self)
-        self.poke()
 
     def _runs(self) -> bool:
         return self.vmm is not None and self.vmm.alive and self.record.phase == "running"

@@ -26,7 +26,10 @@ class Vmm:
     exit_code: int | None = None
 
     def kill(self) -> None:
-        """SIGKILL to this very process, never to another that got its number."""
+        """SIGKILL to this very process, never to another that got its number. One that has ended
+        is left alone."""
+        if self.exited.is_set():
+            return
         try:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
