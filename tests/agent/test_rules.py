@@ -203,6 +203,8 @@ def test_the_proxy_relays_only_what_is_harmless(
             "guest_poweroff",
             None,
         ),
+        ({"exit_code": 0, "vmm_log": ["Vmm is stopping. guest-reset"]}, "guest_reboot", None),
+        ({"exit_code": 0, "vmm_log": ["Vmm is stopping. guest-shutdown"]}, "guest_poweroff", None),
         ({"exit_code": None}, "crashed", "run"),
         ({"exit_code": 1}, "crashed", "run"),
         ({"exit_code": -9}, "crashed", "run"),

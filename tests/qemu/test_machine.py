@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nexus.agent.ending import how_it_ended
+from nexus.api.endings import ExitCause
 from tests.parts import LinuxImages
 from tests.qemu.vmm import READY, Vmm, ended, fetch, ip, write_config
 
@@ -54,6 +56,19 @@ def test_a_life_with_network_console_and_power_button(
     vmm.must("PUT", "/actions", {"action_type": "SendCtrlAltDel"})
     assert vmm.process.wait(60) == 0
     assert "exiting successfully. exit_code=0" in vmm.log()
+    assert cause_of_end(vmm) == "guest_poweroff"
+
+
+def cause_of_end(vmm: Vmm) -> ExitCause:
+    """What the agent makes of a VMM that ended although nobody asked for it."""
+    return how_it_ended(
+        started=True,
+        stop_asked=False,
+        killed=False,
+        exit_code=vmm.process.returncode,
+        vmm_log=vmm.log().splitlines(),
+        console=vmm.console.decode().splitlines(),
+    ).cause
 
 
 def test_twenty_boots_of_twenty(start: Start, linux_images: LinuxImages, tmp_path: Path) -> None:
@@ -126,3 +141,4 @@ def test_a_reboot_of_the_guest_ends_the_vmm_cleanly(
     vmm.wait_console(READY)
     vmm.type("reboot")
     assert vmm.process.wait(60) == 0
+    assert cause_of_end(vmm) == "guest_reboot"
