@@ -28,10 +28,10 @@ def tags_of(texts: Sequence[str]) -> dict[str, str]:
     return dict(tag_of(text) for text in texts)
 
 
-def seconds(text: str) -> int:
+def seconds(text: str, option: str = "--ttl") -> int:
     """``90``, ``90s``, ``45m``, ``1h30m``, ``2d`` in seconds. Raises UsageFault."""
     if not _TTL.fullmatch(text):
-        raise UsageFault(f"--ttl {text!r}: write 90s, 45m, 2h, 1h30m or 3d")
+        raise UsageFault(f"{option} {text!r}: write 90s, 45m, 2h, 1h30m or 3d")
     if text.isdigit():
         return int(text)
     return sum(int(count) * _UNITS[unit] for count, unit in re.findall(r"(\d+)([smhd])", text))

@@ -8,6 +8,8 @@ from nexus.api.vm_snapshots import (
     Snapshot,
     SnapshotClone,
     SnapshotCreate,
+    SnapshotSchedule,
+    SnapshotScheduleSet,
     SnapshotState,
     VmRestore,
 )
@@ -132,6 +134,19 @@ class SnapshotCalls:
         request = VmRestore(snapshot=snapshot, start=start)
         return self._client.send(calls.restore_vm(ref, request, wait, timeout_s, if_match))
 
+    def set_snapshot_schedule(self, ref: str, *, every_s: int, keep: int) -> SnapshotSchedule:
+        """Has one taken every so often, and keeps the newest ``keep`` of them."""
+        wanted = SnapshotScheduleSet(every=every_s, keep=keep)
+        return self._client.send(calls.set_schedule(ref, wanted))
+
+    def snapshot_schedule(self, ref: str) -> SnapshotSchedule:
+        """Raises NotFoundError when the VM has none."""
+        return self._client.send(calls.get_schedule(ref))
+
+    def delete_snapshot_schedule(self, ref: str) -> None:
+        """The snapshots that it made stay."""
+        self._client.send(calls.delete_schedule(ref))
+
 
 class AsyncSnapshots:
     """``client.snapshots``. A snapshot is named by its id or its name."""
@@ -242,3 +257,16 @@ class AsyncSnapshotCalls:
         at once. Without ``start`` it is left paused."""
         request = VmRestore(snapshot=snapshot, start=start)
         return await self._client.send(calls.restore_vm(ref, request, wait, timeout_s, if_match))
+
+    async def set_snapshot_schedule(self, ref: str, *, every_s: int, keep: int) -> SnapshotSchedule:
+        """Has one taken every so often, and keeps the newest ``keep`` of them."""
+        wanted = SnapshotScheduleSet(every=every_s, keep=keep)
+        return await self._client.send(calls.set_schedule(ref, wanted))
+
+    async def snapshot_schedule(self, ref: str) -> SnapshotSchedule:
+        """Raises NotFoundError when the VM has none."""
+        return await self._client.send(calls.get_schedule(ref))
+
+    async def delete_snapshot_schedule(self, ref: str) -> None:
+        """The snapshots that it made stay."""
+        await self._client.send(calls.delete_schedule(ref))

@@ -25,6 +25,7 @@ from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.hosts import HostPipeline
 from nexus.manager.pipelines.networks import NetworkPush
 from nexus.manager.pipelines.rollouts import RolloutPipeline
+from nexus.manager.pipelines.snapshot_schedules import SchedulePipeline
 from nexus.manager.pipelines.snapshots import SnapshotPipeline
 from nexus.manager.pipelines.uploads import sweep_uploads
 from nexus.manager.pipelines.vms import VmPipeline
@@ -49,6 +50,7 @@ from nexus.manager.routes import (
     vm_exec,
     vm_files,
     vm_forwards,
+    vm_snapshot_schedule,
     vm_snapshots,
     vm_why,
     vms,
@@ -62,6 +64,7 @@ from nexus.manager.services.images import Images
 from nexus.manager.services.networks import Networks
 from nexus.manager.services.quotas import Quotas
 from nexus.manager.services.rollouts import Rollouts
+from nexus.manager.services.snapshot_schedules import SnapshotSchedules
 from nexus.manager.services.snapshot_use import SnapshotUse
 from nexus.manager.services.snapshots import Snapshots
 from nexus.manager.services.templates import Templates
@@ -88,6 +91,7 @@ ROUTERS = (
     vm_devices.router,
     vm_forwards.router,
     vm_snapshots.router,
+    vm_snapshot_schedule.router,
     vm_console.router,
     vm_why.router,
     vm_exec.router,
@@ -146,6 +150,8 @@ def make_runtime(settings: Settings) -> Runtime:
         snapshot_pipeline=snapshot_pipeline,
         snapshots=Snapshots(db, agents, snapshot_pipeline, waiters),
         snapshot_use=SnapshotUse(db, creation, pipeline),
+        snapshot_schedules=SnapshotSchedules(db),
+        schedule_pipeline=SchedulePipeline(db, snapshot_pipeline),
         quotas=Quotas(db),
         templates=Templates(db, images_service, creation),
         rollout_pipeline=rollout_pipeline,
@@ -198,6 +204,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             tasks.start_soon(runtime.pipeline.run)
             tasks.start_soon(runtime.builds.run)
             tasks.start_soon(runtime.snapshot_pipeline.run)
+            tasks.start_soon(runtime.schedule_pipeline.run)
             tasks.start_soon(runtime.feed.run)
             tasks.start_soon(retention.run, runtime.db, runtime.settings.events_keep_days)
             tasks.start_soon(sweep_uploads, runtime.uploads)

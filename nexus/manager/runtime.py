@@ -15,6 +15,7 @@ from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.networks import NetworkPush
 from nexus.manager.pipelines.rollouts import RolloutPipeline
+from nexus.manager.pipelines.snapshot_schedules import SchedulePipeline
 from nexus.manager.pipelines.snapshots import SnapshotPipeline
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.security import Permission, Principal
@@ -25,6 +26,7 @@ from nexus.manager.services.images import Images
 from nexus.manager.services.networks import Networks
 from nexus.manager.services.quotas import Quotas
 from nexus.manager.services.rollouts import Rollouts
+from nexus.manager.services.snapshot_schedules import SnapshotSchedules
 from nexus.manager.services.snapshot_use import SnapshotUse
 from nexus.manager.services.snapshots import Snapshots
 from nexus.manager.services.templates import Templates
@@ -66,6 +68,8 @@ class Runtime:
     snapshot_pipeline: SnapshotPipeline
     snapshots: Snapshots
     snapshot_use: SnapshotUse
+    snapshot_schedules: SnapshotSchedules
+    schedule_pipeline: SchedulePipeline
     quotas: Quotas
     templates: Templates
     rollout_pipeline: RolloutPipeline

@@ -53,6 +53,16 @@ def test_clones_and_the_way_back(wire: Wire) -> None:
     assert call(wire, "snapshot", "clone", "base", "--ttl", "soon").returncode == 2
 
 
+def test_a_schedule(wire: Wire) -> None:
+    set_so = done(wire, "snapshot", "schedule", "web", "--every", "6h", "--keep", "7")
+    assert ("21600 s" in set_so, "it was stopped" in set_so) == (True, True)
+    assert done_json(wire, "snapshot", "schedule", "web", "-o", "json")["item"]["keep"] == 7
+    assert done(wire, "snapshot", "unschedule", "web") == "web\n"
+    assert call(wire, "snapshot", "schedule", "web").returncode == 3
+    assert call(wire, "snapshot", "schedule", "web", "--every", "1s", "--keep", "1").returncode == 2
+    assert call(wire, "snapshot", "schedule", "web", "--keep", "1").returncode == 2
+
+
 @pytest.mark.anyio
 async def test_the_asynchronous_client(wire: Wire) -> None:
     async with AsyncClient(wire.url, TOKEN) as client:
@@ -66,6 +76,9 @@ async def test_the_asynchronous_client(wire: Wire) -> None:
         restored = await client.vms.restore("web", "base", wait="running")
         assert restored.origin is not None
         assert (await client.snapshots.rename("base", "gold")).name == "gold"
+        await client.vms.set_snapshot_schedule("web", every_s=60, keep=1)
+        assert (await client.vms.snapshot_schedule("web")).every == 60
+        await client.vms.delete_snapshot_schedule("web")
         await client.snapshots.delete("gold")
         with pytest.raises(ConflictError):
             await client.snapshots.delete("parent")

@@ -13,6 +13,8 @@ from nexus.api.vm_snapshots import (
     SnapshotContent,
     SnapshotCreate,
     SnapshotError,
+    SnapshotSchedule,
+    SnapshotScheduleSet,
     SnapshotUpdate,
     VmRestore,
 )
@@ -129,6 +131,31 @@ def add_snapshot_routes(app: FastAPI, wire: "Wire", check: Callable[[Request], N
         if body.count is None:
             return Created(id=vms[0].id, item=vms[0])
         return CreatedMany(id=vms[0].id, item=vms[0], items=vms)
+
+    schedules: dict[str, SnapshotSchedule] = {}
+
+    @app.put("/v1/vms/{ref}/snapshot-schedule")
+    async def put(request: Request, ref: str, body: SnapshotScheduleSet) -> Item[SnapshotSchedule]:
+        check(request)
+        at, vm = wire.vm(ref).created_at, wire.vm(ref)
+        times = {"next_at": at, "created_at": at, "updated_at": at}
+        schedules[ref] = SnapshotSchedule(
+            vm_id=vm.id, every=body.every, keep=body.keep, last_error="it was stopped", **times
+        )
+        return Item(item=schedules[ref])
+
+    @app.get("/v1/vms/{ref}/snapshot-schedule")
+    async def get_schedule(request: Request, ref: str) -> Item[SnapshotSchedule]:
+        check(request)
+        if ref not in schedules:
+            raise NotFound("it has none", suggestion="make one")
+        return Item(item=schedules[ref])
+
+    @app.delete("/v1/vms/{ref}/snapshot-schedule")
+    async def delete_schedule(request: Request, ref: str) -> Ok:
+        check(request)
+        del schedules[ref]
+        return Ok()
 
     @app.post("/v1/vms/{ref}/restore")
     async def restore(request: Request, ref: str, body: VmRestore) -> Item[Vm]:

@@ -175,3 +175,35 @@ def restore_vm(
     snapshots.restore(
         session(context, output), vm, snapshot, start=start, wait=wait, timeout_s=timeout
     )
+
+
+@commands.command("schedule")
+def schedule_snapshots(
+    context: typer.Context,
+    vm: Name,
+    every: Annotated[
+        str | None, typer.Option("--every", help="How often: 30m, 6h, 1d. At least 60s.")
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=1, max=1000, help="How many are kept.")
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Have snapshots of a VM taken by themselves; without options, show its schedule.
+
+    Example: nexus snapshot schedule web --every 6h --keep 7
+    """
+    from nexus.cli import snapshot_schedules
+
+    snapshot_schedules.schedule(session(context, output), vm, every, keep)
+
+
+@commands.command("unschedule")
+def unschedule_snapshots(context: typer.Context, vm: Name, output: Output = None) -> None:
+    """End a VM's schedule. The snapshots that it made stay.
+
+    Example: nexus snapshot unschedule web
+    """
+    from nexus.cli import snapshot_schedules
+
+    snapshot_schedules.unschedule(session(context, output), vm)

@@ -7,6 +7,8 @@ from nexus.api.vm_snapshots import (
     Snapshot,
     SnapshotClone,
     SnapshotCreate,
+    SnapshotSchedule,
+    SnapshotScheduleSet,
     SnapshotState,
     SnapshotUpdate,
     VmRestore,
@@ -131,3 +133,19 @@ def restore_vm(
         patience(wait, timeout_s),
         if_match=if_match,
     )
+
+
+def _schedule(vm: str) -> str:
+    return one("/v1/vms", vm, "snapshot-schedule")
+
+
+def set_schedule(vm: str, wanted: SnapshotScheduleSet) -> Call[SnapshotSchedule]:
+    return Call("PUT", _schedule(vm), item(Item[SnapshotSchedule]), body=wanted)
+
+
+def get_schedule(vm: str) -> Call[SnapshotSchedule]:
+    return Call("GET", _schedule(vm), item(Item[SnapshotSchedule]))
+
+
+def delete_schedule(vm: str) -> Call[None]:
+    return Call("DELETE", _schedule(vm), nothing)

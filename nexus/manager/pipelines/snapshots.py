@@ -49,7 +49,7 @@ class SnapshotPipeline:
         self.agents = agents
         self.waiters = waiters
         self.instance = instance
-        self.on_ready: list[Callable[[], None]] = []
+        self.on_ready: list[Callable[[SnapshotRow], None]] = []
         """Called when one has become ready."""
         self._held: set[str] = set()
         self._wake = anyio.Event()
@@ -133,11 +133,10 @@ class SnapshotPipeline:
                 return row  # it is to be deleted since
             await self._apply(session, row, outcome, now)
             leases.release(row)
-            state = row.state
         self.waiters.notify(seen.id)
-        if state == "ready":
+        if row.state == "ready":
             for call in self.on_ready:
-                call()
+                call(row)
         return None
 
     async def _call(self, row: SnapshotRow) -> Outcome:
