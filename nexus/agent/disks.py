@@ -50,9 +50,16 @@ def ensure_folder(paths: VmPaths) -> None:
     os.close(os.open(paths.console_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
 
 
-def ensure_files(machine: Machine, paths: VmPaths, store: Store, owner: int | None) -> None:
+def ensure_files(
+    machine: Machine,
+    paths: VmPaths,
+    store: Store,
+    owner: int | None,
+    *,
+    new_root: bool = False,
+) -> None:
     """All files of the VM, which does not run. Its disks are made once and kept, and grow; the
-    rest follows what is wanted now.
+    rest follows what is wanted now. With ``new_root`` the root disk is made once more.
 
     Every file appears whole under its name or not at all. Blocks for the time of a clone. Raises
     StageFailed("disk").
@@ -67,7 +74,8 @@ def ensure_files(machine: Machine, paths: VmPaths, store: Store, owner: int | No
                 link(store, machine.initrd, paths.root / INITRD)
         if machine.rootfs is not None:
             with _of_image("rootfs", store, machine.rootfs):
-                ensure_root(machine.rootfs, machine.rootfs_size_mib, paths.root, store, owner)
+                size_mib = machine.rootfs_size_mib
+                ensure_root(machine.rootfs, size_mib, paths.root, store, owner, anew=new_root)
         shed(paths.root, [drive.name for drive in machine.drives])
         for drive in machine.drives:
             with _of_image("rootfs", store, drive.blob):

@@ -18,15 +18,22 @@ log = structlog.get_logger("drives")
 
 
 def ensure_root(
-    blob: Blob, size_mib: int | None, root: Path, store: Store, owner: int | None
+    blob: Blob,
+    size_mib: int | None,
+    root: Path,
+    store: Store,
+    owner: int | None,
+    *,
+    anew: bool = False,
 ) -> None:
-    """The root disk, and its file system as large as the disk is wanted.
+    """The root disk, and its file system as large as the disk is wanted. ``anew`` puts a fresh one
+    in the place of the one that is there.
 
     It is grown beside the disk and put in its place whole, so it may be cut off at any moment.
     Raises ImageError or OSError.
     """
     target = root / ROOTFS
-    if not target.exists():
+    if anew or not target.exists():
         fresh = _fresh(target)
         store.clone(blob.sha256, fresh)
         if size_mib is not None:

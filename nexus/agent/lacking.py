@@ -31,10 +31,12 @@ def contents(machine: Machine) -> list[tuple[str, Blob]]:
 def lacking(machine: Machine, paths: VmPaths, store: Store) -> list[tuple[str, Blob]]:
     """Those that must be here before the machine's files can be made.
 
-    A disk that was made from one does not need it any more, nor one that comes from a snapshot.
+    A disk that was made from one does not need it any more, nor one that comes from a snapshot; but
+    a root disk that is to be made anew, or was, does.
     """
     from_snapshot = machine.origin is not None
-    made = {"rootfs": paths.root / ROOTFS} | {
+    made = {"rootfs": paths.root / ROOTFS} if machine.root_boot is None else {}
+    made |= {
         f"drive {drive.name}": paths.volume(drive.volume)
         if drive.volume is not None
         else paths.root / drive_file(drive.name)

@@ -27,7 +27,7 @@ from nexus.agent.errors import StageFailed, disk_failure
 from nexus.agent.identity import KnownAs
 from nexus.agent.lacking import ImagesOfOne, Look
 from nexus.agent.layout import Layout, SnapshotPaths, VmPaths
-from nexus.agent.plan import Seen, Step, plan, restart_at, wants_load
+from nexus.agent.plan import Seen, Step, plan, restart_at, wants_load, wants_new_root
 from nexus.agent.process import Vmm
 from nexus.agent.record import Record
 from nexus.agent.restarts import FRESH
@@ -398,7 +398,8 @@ class MachineLife:
         if missing is not None:
             # A load that was cut off, or never tried: what the VM has is not its disks.
             await self._place(missing, await self._loadable(missing))
-        await starting.prepare(desired, paths, self._tools, record.uid)
+        new_root = wants_new_root(desired, record.root_boot)
+        await starting.prepare(desired, paths, self._tools, record.uid, new_root=new_root)
         prepared = time.perf_counter()
         self.record = self._record_of_boot()
         self.record.told = tuning.wanted(desired)
@@ -482,7 +483,13 @@ class MachineLife:
             tracks=self.desired.track_dirty_pages,
             placing=record.placing,
             placed=record.placed,
+            root_boot=self._root_boot(),
         )
+
+    def _root_boot(self) -> int:
+        """What is noted of the root disk, with the boot that begins now."""
+        new_root = wants_new_root(self.desired, self.record.root_boot)
+        return self.desired.root_boot or 0 if new_root else self.record.root_boot
 
     async def _launch(self, begun: float, prepared: float) -> None:
         """Spawns the VMM of the boot that the record tells of, and waits for its guest."""

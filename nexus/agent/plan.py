@@ -92,6 +92,12 @@ def wants_load(desired: Machine, boot: int) -> bool:
     )
 
 
+def wants_new_root(desired: Machine, root_boot: int) -> bool:
+    """Whether the root disk is made anew before the next boot; ``root_boot`` is for which boot it
+    last was. One that was begun and not noted is begun again: no guest has seen it yet."""
+    return desired.root_boot is not None and root_boot < desired.root_boot <= desired.boot
+
+
 def _plan_alive(desired: Machine, seen: Seen, now: datetime, *, wants_life: bool) -> Step:
     if seen.stop_asked_at is not None:
         # A guest that was asked to stop is on its way down, whatever is wanted by now.

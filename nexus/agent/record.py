@@ -59,6 +59,8 @@ class Record(BaseModel):
     """Whose disks are being put in the place of the VM's own: they may be half of each."""
     placed: Origin | None = None
     """Whose disks the VM has."""
+    root_boot: int = 0
+    """The last of the boots before which the root disk was to be made anew, and was."""
     loaded_from: str | None = None
     """The snapshot that this boot began with, instead of a boot of its guest."""
     known_as: KnownAs | None = None

@@ -5,6 +5,7 @@ What a machine does in its step ``START``, without what it remembers of it.
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -34,9 +35,12 @@ class NoAnswer(Exception):
     """The VMM lives, but does not say in time that the guest runs."""
 
 
-async def ensure_files(desired: Machine, paths: VmPaths, tools: Tools, uid: int | None) -> None:
+async def ensure_files(
+    desired: Machine, paths: VmPaths, tools: Tools, uid: int | None, *, new_root: bool = False
+) -> None:
     """Everything the VMM reads. Raises StageFailed("disk")."""
-    await anyio.to_thread.run_sync(disks.ensure_files, desired, paths, tools.store, uid)
+    ensure = partial(disks.ensure_files, new_root=new_root)
+    await anyio.to_thread.run_sync(ensure, desired, paths, tools.store, uid)
     faults.point("after_disk")
 
 
@@ -52,7 +56,9 @@ async def ensure_taps(desired: Machine, paths: VmPaths, tools: Tools, uid: int |
     faults.point("after_tap")
 
 
-async def prepare(desired: Machine, paths: VmPaths, tools: Tools, uid: int | None) -> None:
+async def prepare(
+    desired: Machine, paths: VmPaths, tools: Tools, uid: int | None, *, new_root: bool = False
+) -> None:
     """Files and TAPs side by side, and the root as a VMM wants to find it.
 
     Raises StageFailed; then there are no TAPs.
@@ -60,7 +66,8 @@ async def prepare(desired: Machine, paths: VmPaths, tools: Tools, uid: int | Non
     check_memory(desired.mem_mib, host_memory_mib())
     try:
         async with anyio.create_task_group() as both:
-            both.start_soon(ensure_files, desired, paths, tools, uid)
+            files = partial(ensure_files, new_root=new_root)
+            both.start_soon(files, desired, paths, tools, uid)
             both.start_soon(ensure_taps, desired, paths, tools, uid)
         disks.before_boot(paths, uid)
     except* StageFailed as failures:

@@ -102,6 +102,9 @@ class Machine(Wire):
     """When the agent ends and deletes the machine by itself."""
     origin: Origin | None = None
     """The snapshot that one of its boots is loaded from, and its disks with it."""
+    root_boot: Annotated[int, Field(ge=1)] | None = None
+    """The boot before which the root disk is made anew of ``rootfs``: that one, or if it never was
+    the first after it. A load of a snapshot, which brings a disk of its own, counts as well."""
     track_dirty_pages: bool = False
     """From its next boot on the VMM notes which memory its guest writes: diff snapshots need that,
     and it costs the guest a little."""

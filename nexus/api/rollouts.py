@@ -36,6 +36,9 @@ class RolloutOptions(Wire):
     """With more failures than this it halts."""
     pause_s: _Seconds = 0.0
     """How long to rest between one batch and the next."""
+    rootfs: Literal["keep", "replace"] = "keep"
+    """Whether each VM keeps its root disk, or gets a fresh one where the version's image is another
+    one; what was written on the old one is lost then."""
     health: Literal["running", "agent"] = "running"
     """When a VM counts as up: it runs; or its guest's agent answers as well."""
     steady_s: Annotated[float, Field(ge=0, le=600, allow_inf_nan=False)] = 5.0

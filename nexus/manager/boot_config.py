@@ -25,6 +25,9 @@ class BootConfig(Wire):
     kernel: StoredImage
     initrd: StoredImage | None
     kernel_args: str | None
+    rootfs: StoredImage | None
+    """What the root disk was made of."""
+    rootfs_size_mib: int | None
     rootfs_limits: DriveLimits | None
     drive_limits: dict[str, DriveLimits | None]
     """By the names of the VM's drives."""
@@ -46,6 +49,8 @@ def of_row(row: VmRow) -> BootConfig:
         kernel=row.kernel,
         initrd=row.initrd,
         kernel_args=row.kernel_args,
+        rootfs=row.rootfs,
+        rootfs_size_mib=row.rootfs_size_mib,
         rootfs_limits=row.rootfs_limits,
         drive_limits={drive.name: drive.limits for drive in row.drives},
         nic_limits=[nic.limits for nic in row.nics],
@@ -57,10 +62,18 @@ def of_row(row: VmRow) -> BootConfig:
     )
 
 
-def of_version(row: VmRow, version: int, spec: VmSpec, images: StoredImages) -> BootConfig:
-    """The configuration of a VM at a version: what was given when the VM was made stays so."""
+def of_version(
+    row: VmRow, version: int, spec: VmSpec, images: StoredImages, *, new_root: bool
+) -> BootConfig:
+    """The configuration of a VM at a version: what was given when the VM was made stays so.
+
+    With ``new_root`` it has the version's root disk where that is of another image.
+    """
     own = row.template_overrides or {}
     spec = specs.overridden(spec, VmSpec.model_validate(own))
+    rootfs, size_mib = row.rootfs, row.rootfs_size_mib
+    if new_root and "rootfs" not in own and _content(images.rootfs) != _content(rootfs):
+        rootfs, size_mib = images.rootfs, spec.rootfs_size_mib
     drives = {drive.name: devices.simplified(drive.limits) for drive in spec.drives}
     nics = [devices.simplified(nic.limits) for nic in spec.nics]
     initrd_is_own = "initrd" in own or ("kernel" in own and spec.initrd is None)
@@ -71,7 +84,9 @@ def of_version(row: VmRow, version: int, spec: VmSpec, images: StoredImages) -> 
         kernel=row.kernel if "kernel" in own else images.kernel,
         initrd=row.initrd if initrd_is_own else images.initrd,
         kernel_args=spec.kernel_args,
-        rootfs_limits=devices.simplified(spec.rootfs_limits) if row.rootfs else None,
+        rootfs=rootfs,
+        rootfs_size_mib=size_mib if rootfs else None,
+        rootfs_limits=devices.simplified(spec.rootfs_limits) if rootfs else None,
         drive_limits={drive.name: drives.get(drive.name, drive.limits) for drive in row.drives},
         nic_limits=[
             nics[index] if index < len(nics) else nic.limits for index, nic in enumerate(row.nics)
@@ -84,12 +99,18 @@ def of_version(row: VmRow, version: int, spec: VmSpec, images: StoredImages) -> 
     )
 
 
+def _content(image: StoredImage | None) -> str | None:
+    return image.sha256 if image else None
+
+
 _PLAIN = (
     "vcpu",
     "mem_mib",
     "kernel",
     "initrd",
     "kernel_args",
+    "rootfs",
+    "rootfs_size_mib",
     "rootfs_limits",
     "balloon",
     "restart_policy",
@@ -100,7 +121,12 @@ _PLAIN = (
 
 
 def apply(row: VmRow, config: BootConfig) -> None:
-    """Writes a configuration into a VM's row. The VM has it from its next boot."""
+    """Writes a configuration into a VM's row. The VM has it from its next boot.
+
+    A root disk of another image is made anew before that boot.
+    """
+    if config.rootfs is not None and _content(config.rootfs) != _content(row.rootfs):
+        row.root_boot = row.boot + 1
     row.template_version = config.version
     for name in _PLAIN:
         if getattr(row, name) != getattr(config, name):

@@ -54,6 +54,7 @@ def machine_of(row: VmRow) -> Machine:
         restart_policy=row.restart_policy,
         expires_at=row.expires_at,
         origin=Origin(snapshot=row.origin.id, boot=row.origin.boot) if row.origin else None,
+        root_boot=row.root_boot,
         track_dirty_pages=row.track_dirty_pages,
     )
 

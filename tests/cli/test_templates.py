@@ -3,24 +3,36 @@
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
+from typer.testing import CliRunner
 
 from nexus.api.rollouts import RolloutCreate
 from nexus.api.templates import TemplateCreate, TemplateInstantiate
 from nexus.api.vms import VmSpec
 from nexus.cli import templates
+from nexus.cli.app import app
 from nexus.cli.exits import UsageFault
 from nexus.cli.session import Session
 from nexus.client import AsyncClient
-from tests.cli.calling import call, done, done_json
-from tests.client.wire import TOKEN, Wire
-from tests.client.wire_templates import ID
+from tests.cli.calling import call, environment
+from tests.client.wire import TOKEN, Wire, make_vm
+from tests.client.wire_templates import ID, VM_TEMPLATE
+
+
+def here(wire: Wire, *arguments: str) -> str:
+    """What the command prints when it runs in this process; it must succeed."""
+    with capture_logs():  # of the server, which runs in this process as well
+        ended = CliRunner().invoke(app, arguments, env=environment(wire))
+    assert ended.exit_code == 0, (ended.output, ended.exception)
+    return ended.stdout
 
 
 def test_a_life_of_a_template(wire: Wire, tmp_path: Path) -> None:
+    wire.vms.append(make_vm("of-it", template=VM_TEMPLATE))
     file = tmp_path / "spec.yaml"
     file.write_text("spec:\n  mem_mib: 64\n  tags: {team: blue}\n")
     options = ["--mem", "128M", "--drive", "d,size=1G", "--ttl", "2h", "--note", "first"]
-    made = done(wire, "template", "create", "worker", "-f", str(file), *options)
+    made = here(wire, "template", "create", "worker", "-f", str(file), *options)
     assert "note 1" in made
     assert wire.bodies == [
         {
@@ -35,12 +47,17 @@ def test_a_life_of_a_template(wire: Wire, tmp_path: Path) -> None:
         }
     ]
     ran = ["template", "run", "worker", "--name", "job", "--tag", "a=b", "--version", "1"]
-    assert done(wire, *ran, "-o", "name") == "job\n"
+    assert here(wire, *ran, "-o", "name") == "job\n"
     assert wire.bodies[-1] == {"name": "job", "tags": {"a": "b"}, "version": 1}
-    shown = done(wire, "template", "diff", "worker", "1", "2")
+    shown = here(wire, "template", "diff", "worker", "1", "2")
     assert shown.splitlines()[1].split() == ["mem_mib", "64", "128"]
-    assert done_json(wire, "template", "ls", "-o", "json")["items"][0]["name"] == "worker"
-    assert call(wire, "template", "show", "nothing").returncode == 3
+    assert here(wire, "template", "diff", "--vm", "of-it") == "worker 1 and VM of-it are the same\n"
+    assert here(wire, "template", "ls").splitlines()[1].split()[:4] == ["worker", "2", "1", "64M"]
+    assert here(wire, "template", "versions", "worker", "-o", "name") == "1\n2\n"
+    assert "tags" in here(wire, "template", "show", "worker")
+    assert here(wire, "template", "rm", "worker") == "worker\n"
+    assert here(wire, "ls", "--template", "worker", "-o", "name")
+    assert wire.asked_for("GET", "/v1/vms")[-1]["template"] == "worker"
 
 
 def test_a_rollout_that_halts_is_a_failure(wire: Wire) -> None:
@@ -55,11 +72,19 @@ def test_a_rollout_that_halts_is_a_failure(wire: Wire) -> None:
         "batch": "50%",
         "max_failures": 0,
         "pause_s": 30,
+        "rootfs": "keep",
         "health": "running",
         "steady_s": 5,
         "timeout_s": 120,
     }
-    assert done(wire, "rollout", "rollback", ID, "-o", "name") == f"{ID}\n"
+    assert here(wire, "rollout", "rollback", ID, "-o", "name") == f"{ID}\n"
+    assert here(wire, "rollout", "ls").splitlines()[1].split()[:4] == [
+        ID,
+        "worker",
+        "2",
+        "rolled_back",
+    ]
+    assert "worker-1" in here(wire, "rollout", "show", ID)
 
 
 def session(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> Session:

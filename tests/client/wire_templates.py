@@ -26,7 +26,7 @@ from nexus.api.templates import (
     TemplateInstantiate,
     TemplateVersion,
 )
-from nexus.api.vms import VmImage, VmSpec
+from nexus.api.vms import VmImage, VmSpec, VmTemplate
 from nexus.ids import new_id
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ def version_of(name: str, number: int) -> TemplateVersion:
         created_at=NOW,
         created_by="admin",
     )
+
+
+VM_TEMPLATE = VmTemplate(id=ID, name="worker", version=1)
 
 
 def add_template_routes(

@@ -196,3 +196,40 @@ async def test_another_manager_goes_on(
         async with second.runtime.db.read() as session:
             boots = set(await session.scalars(select(VmRow.boot)))
         assert boots == {2}
+
+
+async def test_root_disks_are_kept_or_replaced(sqlite_manager: Manager, agent: AgentDouble) -> None:
+    manager = sqlite_manager
+    for name in ("one", "two"):
+        await manager.add_image("rootfs", name)
+    first, second = await fleet(manager, 2, rootfs="one")
+    own = (await use(manager, name="own", version=1, rootfs="one"))["item"]
+    await manager.http.post("/v1/vms/w-2/stop?wait=stopped")
+    await change(manager, rootfs="two", rootfs_size_mib=8)
+    await comes_to(manager, await begin(manager), "done")
+    machine = agent.machines[first["id"]]
+    assert (machine.boot, machine.root_boot) == (2, None)
+    assert (await manager.vm("w-1"))["rootfs"]["name"] == "one"
+
+    rollout = await begin(manager, rootfs="replace", batch=3)
+    done = await comes_to(manager, rollout, "done")
+    assert done["vms"]["done"] == 3
+    for vm, boot, root_boot, size_mib in ((first, 3, 3, 8), (second, 1, 2, 8)):
+        shown = await manager.vm(vm["id"])
+        assert (shown["rootfs"]["name"], shown["drives"][0]["size_mib"]) == ("two", size_mib)
+
+        async def is_told(
+            vm_id: str = vm["id"], wanted: tuple[int, int, int] = (boot, root_boot, size_mib)
+        ) -> bool:
+            machine = agent.machines[vm_id]
+            return (machine.boot, machine.root_boot, machine.rootfs_size_mib) == wanted
+
+        await until("its host is told", is_told)
+    kept = agent.machines[own["id"]]
+    assert (kept.boot, kept.root_boot) == (2, None)
+
+    await act(manager, rollout, "rollback")
+    await comes_to(manager, rollout, "rolled_back")
+    machine = agent.machines[first["id"]]
+    assert (machine.boot, machine.root_boot, machine.rootfs_size_mib) == (4, 4, None)
+    assert (await manager.vm("w-1"))["rootfs"]["name"] == "one"

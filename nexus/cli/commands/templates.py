@@ -190,6 +190,10 @@ def roll_out(
         int, typer.Option("--max-failures", min=0, help="It halts with more than so many.")
     ] = 0,
     pause: Annotated[str, typer.Option("--pause", help="Between batches: 30s, 5m.")] = "0",
+    rootfs: Annotated[
+        Literal["keep", "replace"],
+        typer.Option("--rootfs", help="Their root disks stay, or are made anew of its image."),
+    ] = "keep",
     health: Annotated[
         Literal["running", "agent"],
         typer.Option("--health", help="When a VM is up: it runs, or its guest's agent answers."),
@@ -216,6 +220,7 @@ def roll_out(
             "batch": int(batch) if batch.isdigit() else batch,
             "max_failures": max_failures,
             "pause_s": terms.seconds(pause),
+            "rootfs": rootfs,
             "health": health,
             "steady_s": steady,
             "timeout_s": vm_timeout,

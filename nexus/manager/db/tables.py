@@ -219,6 +219,8 @@ class VmRow(Leased, Base):
     kernel_args: Mapped[str | None] = mapped_column(Text)
     rootfs_size_mib: Mapped[int | None] = mapped_column(Integer)
     rootfs_limits: Mapped[DriveLimits | None] = mapped_column(Typed(DriveLimits))
+    root_boot: Mapped[int | None] = mapped_column(Integer)
+    """The boot before which the root disk was made anew, or is to be."""
     drives: Mapped[list[StoredDrive]] = mapped_column(
         Typed(list[StoredDrive]), default=list, server_default="[]"
     )

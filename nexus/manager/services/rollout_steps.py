@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from nexus.api.errors import NexusError, NoCapacity
 from nexus.api.quotas import Resources
 from nexus.api.rollouts import MemberState, RolloutOptions
-from nexus.manager import boot_config, rollout_plan, wanting
+from nexus.manager import boot_config, devices, rollout_plan, wanting
 from nexus.manager.boot_config import BootConfig
 from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.db.template_tables import RolloutRow, RolloutVmRow, TemplateVersionRow
@@ -106,7 +106,13 @@ async def _wanted(
     if rollout.state != "running" and member.former is not None:
         return member.former
     version = await unit.session.get_one(TemplateVersionRow, (rollout.template_id, rollout.version))
-    return boot_config.of_version(vm, version.version, version.spec, version.images)
+    return boot_config.of_version(
+        vm,
+        version.version,
+        version.spec,
+        version.images,
+        new_root=rollout.options.rootfs == "replace",
+    )
 
 
 async def _check_room(
@@ -114,7 +120,9 @@ async def _check_room(
 ) -> None:
     """Raises NoCapacity or QuotaExceeded for a VM that would become larger than there is room."""
     more = Resources(
-        vcpu=max(0, wanted.vcpu - vm.vcpu), mem_mib=max(0, wanted.mem_mib - vm.mem_mib)
+        vcpu=max(0, wanted.vcpu - vm.vcpu),
+        mem_mib=max(0, wanted.mem_mib - vm.mem_mib),
+        disk_mib=max(0, root_mib(wanted) - root_mib(boot_config.of_row(vm))),
     )
     if more == Resources():
         return
@@ -127,3 +135,8 @@ async def _check_room(
             f"it would need {more.mem_mib} MiB more memory, and its host has {max(0, left)} left",
             suggestion="delete VMs on that host, or roll out a smaller version",
         )
+
+
+def root_mib(config: BootConfig) -> int:
+    """How large a VM's root disk is."""
+    return config.rootfs_size_mib or devices.size_of(config.rootfs) or 0
