@@ -3,6 +3,7 @@
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -97,57 +98,57 @@ class VmPaths:
         """A volume's file on the VM's host. Raises ValueError."""
         return Layout(self.dir.parent.parent).volume(volume_id)
 
-    @property
+    @cached_property
     def desired(self) -> Path:
         return self.dir / "desired.json"
 
-    @property
+    @cached_property
     def status(self) -> Path:
         return self.dir / "status.json"
 
-    @property
+    @cached_property
     def nics(self) -> Path:
         """Which TAP and MAC belong to which NIC, in full."""
         return self.dir / "nics.json"
 
-    @property
+    @cached_property
     def console_in(self) -> Path:
         return self.dir / "console.in"
 
-    @property
+    @cached_property
     def console_log(self) -> Path:
         return self.dir / "console.log"
 
-    @property
+    @cached_property
     def root(self) -> Path:
         """The VMM's working directory; under the jailer also its ``/``."""
         if self.jailed:
             return self.dir / "firecracker" / self.vm_id / "root"
         return self.dir / "root"
 
-    @property
+    @cached_property
     def socket(self) -> Path:
         return self.root / API_SOCKET
 
-    @property
+    @cached_property
     def vsock(self) -> Path:
         """The unix socket behind which the guest's agent is reached (docs/guest-agent.md)."""
         return self.root / VSOCK_SOCKET
 
-    @property
+    @cached_property
     def vmm_config(self) -> Path:
         return self.root / VMM_CONFIG
 
-    @property
+    @cached_property
     def vmm_log(self) -> Path:
         return self.root / VMM_LOG
 
-    @property
+    @cached_property
     def snapshot_memory(self) -> Path:
         """A second name of the memory that a VMM loads, for as long as it takes."""
         return self.root / SNAPSHOT_MEMORY
 
-    @property
+    @cached_property
     def snapshot_state(self) -> Path:
         return self.root / SNAPSHOT_STATE
 

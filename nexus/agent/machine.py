@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, TypeVar
 
 import anyio
@@ -95,7 +95,7 @@ class MachineLife:
     def id(self) -> str:
         return self.desired.id
 
-    @property
+    @cached_property
     def paths(self) -> VmPaths:
         return self._layout.vm(self.id, jailed=self.record.jailed)
 

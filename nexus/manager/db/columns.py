@@ -43,10 +43,12 @@ class Typed(TypeDecorator[Any]):
     """A JSON column that holds values of one Python type, checked on the way in and out."""
 
     impl = JSON(none_as_null=True)
-    cache_ok = False
+    cache_ok = True
+    """Statements are compiled once for each ``kind``."""
 
     def __init__(self, kind: Any) -> None:
         super().__init__()
+        self.kind = kind
         self._adapter: TypeAdapter[Any] = TypeAdapter(kind)
         self._frozen = isinstance(kind, type) and issubclass(kind, Wire)
 
