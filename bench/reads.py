@@ -75,6 +75,7 @@ async def _fill(settings: Settings) -> VmRow:
     for number, vm in enumerate(vms):
         vm.tags = {"team": "red" if number % 2 else "blue", "tier": "web", "number": str(number)}
         vm.initrd = vm.rootfs = vm.kernel
+        vm.drives = []
         vm.nics = [
             StoredNic(
                 iface="eth0",

@@ -4,6 +4,7 @@ Request ids both ways, the error envelope for every non-2xx, a bound on request 
 logs, and a server that listens on TCP or on a unix socket of mode 0600.
 """
 
+import gc
 import json
 import logging
 import os
@@ -46,6 +47,8 @@ log = structlog.get_logger("http")
 
 MAX_BODY_BYTES = 1 << 20
 MAX_HEAD_BYTES = 1 << 16
+YOUNG_OBJECTS = 10_000
+"""So many are made before the collector looks for rings among them; a long list makes fewer."""
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 
 
@@ -301,6 +304,17 @@ def configure_logging(level: str = "INFO") -> None:
         logger_factory=structlog.PrintLoggerFactory(file=os.fdopen(os.dup(2), "w", buffering=1)),
         cache_logger_on_first_use=True,
     )
+
+
+def keep_what_is_there() -> None:
+    """Call when a service is about to serve: spares the garbage collector what stays for good.
+
+    Modules and types are 150,000 objects and more. To walk through them takes 100 ms in which
+    nobody is served.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, 10, 10)
 
 
 def listen(bind: str) -> socket.socket:

@@ -68,6 +68,7 @@ def run(settings: Settings) -> None:
             tools = find_tools(settings, network)
             feed = Feed()
             server = httpd.server(make_app(settings, tools, feed))
+            httpd.keep_what_is_there()
             with httpd.listen(settings.bind) as listener:
                 log.info("agent ready", bind=settings.bind, engine=tools.engine)
                 anyio.run(_serve, server, listener, feed, backend_options={"use_uvloop": True})

@@ -20,6 +20,7 @@ def main() -> int:
         print(f"nexus.manager: {error}", file=sys.stderr)
         return 2
     server = httpd.server(app, drain_s=2)
+    httpd.keep_what_is_there()
     uvloop.run(server.serve(sockets=[listener]))
     return 0 if server.started else 1
 
