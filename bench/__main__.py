@@ -41,7 +41,7 @@ def main() -> None:
             "fleet": lambda: fleet.measure(place / "n", options.fleet_rounds, options.fleet),
             "heal": lambda: heal.measure(place / "h", options.heal_rounds),
             "linux": lambda: linux.measure(place / "q", options.linux_rounds),
-            "cli": lambda: cli.measure(options.cli_rounds),
+            "cli": lambda: cli.measure(place / "c", options.cli_rounds),
             "reads": lambda: reads.measure(place / "r", options.read_rounds),
         }
         tables = [measure() for name, measure in measures.items() if options.only in (None, name)]

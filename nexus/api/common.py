@@ -11,7 +11,7 @@ T = TypeVar("T")
 class Wire(BaseModel):
     """A value on the wire: immutable, and unknown fields are an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 Uuid = Annotated[

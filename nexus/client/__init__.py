@@ -1,6 +1,7 @@
 """The SDK: typed access to a Nexus manager, sync (`Client`) and async (`AsyncClient`)."""
 
-from nexus.client.async_client import AsyncClient
+from typing import TYPE_CHECKING, Any
+
 from nexus.client.connect import Connection, find_connection
 from nexus.client.errors import (
     ChangedError,
@@ -13,6 +14,9 @@ from nexus.client.errors import (
     WaitTimedOut,
 )
 from nexus.client.sync_client import Client
+
+if TYPE_CHECKING:
+    from nexus.client.async_client import AsyncClient
 
 __all__ = [
     "AsyncClient",
@@ -28,3 +32,12 @@ __all__ = [
     "WaitTimedOut",
     "find_connection",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The async half, which no command needs, when somebody asks for it."""
+    if name != "AsyncClient":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from nexus.client.async_client import AsyncClient
+
+    return AsyncClient

@@ -14,19 +14,11 @@ from nexus.api.guest import ExecStart
 from nexus.api.vms import Vm, VmEvent, VmState
 from nexus.client.calls import system as calls
 from nexus.client.calls.call import STALL_TIMEOUT_S, Call
-from nexus.client.connect import find_connection
+from nexus.client.connect import find_connection, trusted
 from nexus.client.errors import NexusApiError, NotReachable, answer_of, error_of, not_reachable
 from nexus.client.files import AsyncRemoteFile
-from nexus.client.hosts import AsyncHosts
-from nexus.client.images import AsyncImages
-from nexus.client.networks import AsyncForwards, AsyncNetworks
-from nexus.client.quotas import AsyncQuotas
+from nexus.client.parts import AsyncParts
 from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
-from nexus.client.rollouts import AsyncRollouts
-from nexus.client.snapshots import AsyncSnapshots
-from nexus.client.templates import AsyncTemplates
-from nexus.client.vms import AsyncVms
-from nexus.client.volumes import AsyncVolumes
 
 if TYPE_CHECKING:
     from nexus.client.console import AsyncConsole
@@ -35,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(AsyncParts):
     """A manager's API. Use as an async context manager, or call ``close``.
 
     Raises NexusApiError and its subclasses. Reads are retried when the connection or the manager
@@ -50,17 +42,9 @@ class AsyncClient:
         self._url = url
         self._token = token
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.AsyncClient(base_url=url, headers=headers, trust_env=False)
-        self.vms = AsyncVms(self)
-        self.images = AsyncImages(self)
-        self.networks = AsyncNetworks(self)
-        self.forwards = AsyncForwards(self)
-        self.volumes = AsyncVolumes(self)
-        self.snapshots = AsyncSnapshots(self)
-        self.quotas = AsyncQuotas(self)
-        self.templates = AsyncTemplates(self)
-        self.rollouts = AsyncRollouts(self)
-        self.hosts = AsyncHosts(self)
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=headers, verify=trusted(url), trust_env=False
+        )
 
     async def __aenter__(self) -> Self:
         return self

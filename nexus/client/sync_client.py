@@ -14,19 +14,11 @@ from nexus.api.guest import ExecStart
 from nexus.api.vms import Vm, VmEvent, VmState
 from nexus.client.calls import system as calls
 from nexus.client.calls.call import STALL_TIMEOUT_S, Call
-from nexus.client.connect import find_connection
+from nexus.client.connect import find_connection, trusted
 from nexus.client.errors import NexusApiError, NotReachable, answer_of, error_of, not_reachable
 from nexus.client.files import RemoteFile
-from nexus.client.hosts import Hosts
-from nexus.client.images import Images
-from nexus.client.networks import Forwards, Networks
-from nexus.client.quotas import Quotas
+from nexus.client.parts import Parts
 from nexus.client.retries import RETRY_ERRORS, backoffs, may_pass
-from nexus.client.rollouts import Rollouts
-from nexus.client.snapshots import Snapshots
-from nexus.client.templates import Templates
-from nexus.client.vms import Vms
-from nexus.client.volumes import Volumes
 
 if TYPE_CHECKING:
     from nexus.client.console import Console
@@ -35,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Client:
+class Client(Parts):
     """A manager's API. Use as a context manager, or call ``close``.
 
     Raises NexusApiError and its subclasses. Reads are retried when the connection or the manager
@@ -50,17 +42,9 @@ class Client:
         self._url = url
         self._token = token
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=url, headers=headers, trust_env=False)
-        self.vms = Vms(self)
-        self.images = Images(self)
-        self.networks = Networks(self)
-        self.forwards = Forwards(self)
-        self.volumes = Volumes(self)
-        self.snapshots = Snapshots(self)
-        self.quotas = Quotas(self)
-        self.templates = Templates(self)
-        self.rollouts = Rollouts(self)
-        self.hosts = Hosts(self)
+        self._http = httpx.Client(
+            base_url=url, headers=headers, verify=trusted(url), trust_env=False
+        )
 
     def __enter__(self) -> Self:
         return self
