@@ -309,6 +309,9 @@ class Instance:
                     )
                 guest.load(stream, LOAD)
                 self._prepare(guest)
+                self.config.machine = msgspec.structs.replace(
+                    saved.machine, track_dirty_pages=params.enable_diff_snapshots
+                )
                 if params.resume_vm:
                     guest.resume()
         except Fault as fault:
