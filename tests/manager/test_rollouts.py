@@ -5,10 +5,14 @@ from typing import Any
 
 import anyio
 import pytest
-from sqlalchemy import select
+import structlog
+from sqlalchemy import event, select
+from structlog.testing import capture_logs
 
 from nexus.api.vms import VmError
 from nexus.manager.db.tables import VmRow
+from nexus.manager.db.template_tables import RolloutRow
+from nexus.manager.pipelines import leases
 from tests.manager.agent_double import AgentDouble
 from tests.manager.core import Manager, running, settings_for, until
 from tests.manager.test_templates import change, make, use
@@ -233,3 +237,45 @@ async def test_root_disks_are_kept_or_replaced(sqlite_manager: Manager, agent: A
     machine = agent.machines[first["id"]]
     assert (machine.boot, machine.root_boot, machine.rootfs_size_mib) == (4, 4, None)
     assert (await manager.vm("w-1"))["rootfs"]["name"] == "one"
+
+
+async def test_cut_off_at_every_statement_of_its_steps(
+    sqlite_manager: Manager, agent: AgentDouble
+) -> None:
+    """Each attempt gets one statement further than the one before; nothing is done twice."""
+    manager = sqlite_manager
+    made = await fleet(manager, 2)
+    db = manager.runtime.db
+    reach, walked, cuts = 1, 0, 0
+
+    def cut(*_: object) -> None:
+        nonlocal reach, walked, cuts
+        if "rollout_id" not in structlog.contextvars.get_contextvars():
+            return  # somebody else's statement
+        walked += 1
+        if walked == reach:
+            reach, walked, cuts = reach + 1, 0, cuts + 1
+            raise OSError("killed")
+
+    async def ended() -> dict[str, Any] | None:
+        # What the next manager does at its start.
+        async with db.write() as session:
+            await leases.drop_all(session, RolloutRow)
+        manager.runtime.rollout_pipeline.hint()
+        item = (await manager.http.get(f"/v1/rollouts/{rollout}")).json()["item"]
+        return item if item["state"] == "done" else None
+
+    for what in ("before_cursor_execute", "commit"):
+        event.listen(db.engine.sync_engine, what, cut)
+    try:
+        with capture_logs():  # a traceback in colours takes longer than all of this
+            rollout = await begin(manager)
+            done = await until("the rollout is done", ended, timeout_s=60)
+    finally:
+        for what in ("before_cursor_execute", "commit"):
+            event.remove(db.engine.sync_engine, what, cut)
+    assert (done["vms"]["done"], cuts > 20) == (2, True)
+    for vm in made:
+        assert agent.boots[vm["id"]] == {1, 2}
+        reasons = await manager.reasons(vm["id"])
+        assert reasons.count("rollout") == 1
