@@ -7,6 +7,7 @@ from pathlib import Path as PathToSocket
 from typing import Annotated
 
 import anyio
+import anyio.to_thread
 from fastapi import FastAPI, Path, Query, Request, Response, WebSocket
 from fastapi.responses import StreamingResponse
 from starlette.requests import HTTPConnection
@@ -20,11 +21,13 @@ from nexus.agent.inventory import capacity, inventory
 from nexus.agent.layout import Layout, is_vm_id
 from nexus.agent.settings import Settings
 from nexus.agent.tools import Tools
+from nexus.agent.usage import measure
 from nexus.api.common import Ok, Page, Uuid
 from nexus.api.errors import BadRequest, InvalidState, NotFound
 from nexus.api.hosts import Capacity, Inventory
 from nexus.api.machines import VMM_BODY_BYTES, Machine, MachineStatus, VolumeCopyOrder
 from nexus.api.networks import HostNetworks, HostNetworksStatus
+from nexus.api.usage import Measured
 from nexus.api.vms import LogChunk, LogSource
 from nexus.ids import new_id
 
@@ -89,6 +92,11 @@ def _add_host_routes(app: FastAPI, settings: Settings, tools: Tools) -> None:
     @app.put("/agent/v1/networks")
     async def put_networks(wanted: HostNetworks) -> HostNetworksStatus:
         return await tools.network.apply(wanted)
+
+    @app.get("/agent/v1/usage")
+    async def get_usage() -> Measured:
+        layout = Layout(settings.run_dir)
+        return await anyio.to_thread.run_sync(measure, layout, tools.store)
 
     @app.get("/agent/v1/capacity")
     async def get_capacity(request: Request) -> Capacity:

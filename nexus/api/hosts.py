@@ -3,6 +3,7 @@
 from typing import Literal
 
 from nexus.api.common import Engine, Timestamp, Uuid, Wire
+from nexus.api.usage import HostUse
 
 HostState = Literal["healthy", "unreachable"]
 
@@ -55,3 +56,5 @@ class Host(Wire):
     agent_version: str
     last_seen_at: Timestamp
     created_at: Timestamp
+    use: HostUse | None = None
+    """What things take on it; null in lists."""

@@ -11,9 +11,11 @@ import httpx
 
 from nexus.api.common import Page
 from nexus.api.guest import ExecStart
+from nexus.api.usage import Usage
 from nexus.api.vms import Vm, VmEvent, VmState
 from nexus.client.calls import system as calls
 from nexus.client.calls.call import STALL_TIMEOUT_S, Call
+from nexus.client.calls.usage import get_usage
 from nexus.client.connect import find_connection, trusted
 from nexus.client.errors import NexusApiError, NotReachable, answer_of, error_of, not_reachable
 from nexus.client.files import AsyncRemoteFile
@@ -56,6 +58,10 @@ class AsyncClient(AsyncParts):
         at: TracebackType | None,
     ) -> None:
         await self.close()
+
+    async def usage(self) -> Usage:
+        """What projects and hosts use. Raises NexusApiError."""
+        return await self.send(get_usage())
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -35,6 +35,7 @@ class HeldBlob:
     """A content in the store, as whoever needs room looks at it."""
 
     sha256: str
+    size_bytes: int
     disk_bytes: int
     used_at: float
     """In seconds since the epoch."""
@@ -131,7 +132,7 @@ class Store:
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                     seen = entry.stat(follow_symlinks=False)
                     disk_bytes = seen.st_blocks * sparse.BLOCK
-                    found.append(HeldBlob(entry.name, disk_bytes, seen.st_atime))
+                    found.append(HeldBlob(entry.name, seen.st_size, disk_bytes, seen.st_atime))
         return found
 
     def claim(self) -> None:

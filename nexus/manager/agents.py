@@ -18,6 +18,7 @@ from nexus.api.hosts import Capacity, Inventory
 from nexus.api.machines import AgentEvent, Machine, MachineStatus, VolumeCopyOrder
 from nexus.api.networks import HostNetworks, HostNetworksStatus
 from nexus.api.snapshots import HostSnapshot, SnapshotOrder
+from nexus.api.usage import Measured
 from nexus.api.vms import LogChunk, LogSource
 from nexus.manager.agent_http import FAILURES, AgentHttp, Answer, lines, unreachable
 
@@ -126,6 +127,10 @@ class Agent:
 
     async def capacity(self) -> Capacity:
         return self._read(Capacity, await self._look("capacity"))
+
+    async def usage(self) -> Measured:
+        """What things take on the host's disks; it looks at every file for that."""
+        return self._read(Measured, await self._ask("GET", "/agent/v1/usage"))
 
     async def health(self) -> None:
         """Raises when the agent is not well."""

@@ -43,6 +43,7 @@ from nexus.manager.routes import (
     snapshots,
     templates,
     uploads,
+    usage,
     vm_actions,
     vm_bulk,
     vm_console,
@@ -70,6 +71,7 @@ from nexus.manager.services.snapshots import Snapshots
 from nexus.manager.services.templates import Templates
 from nexus.manager.services.tokens import ensure_admin_token, ensure_host_token, lookup_in
 from nexus.manager.services.uploads import Uploads
+from nexus.manager.services.usage import UsageService
 from nexus.manager.services.vm_bulk import VmBulk
 from nexus.manager.services.vm_creation import VmCreation
 from nexus.manager.services.vm_devices import VmDevices
@@ -102,6 +104,7 @@ ROUTERS = (
     volumes.router,
     snapshots.router,
     quotas.router,
+    usage.router,
     templates.router,
     rollouts.router,
     blobs.router,
@@ -153,6 +156,7 @@ def make_runtime(settings: Settings) -> Runtime:
         snapshot_schedules=SnapshotSchedules(db),
         schedule_pipeline=SchedulePipeline(db, snapshot_pipeline),
         quotas=Quotas(db),
+        usage=UsageService(db, images_service.store),
         templates=Templates(db, images_service, creation),
         rollout_pipeline=rollout_pipeline,
         rollouts=Rollouts(db, rollout_pipeline.hint),

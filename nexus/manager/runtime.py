@@ -31,6 +31,7 @@ from nexus.manager.services.snapshot_use import SnapshotUse
 from nexus.manager.services.snapshots import Snapshots
 from nexus.manager.services.templates import Templates
 from nexus.manager.services.uploads import Uploads
+from nexus.manager.services.usage import UsageService
 from nexus.manager.services.vm_bulk import VmBulk
 from nexus.manager.services.vm_creation import VmCreation
 from nexus.manager.services.vm_devices import VmDevices
@@ -71,6 +72,7 @@ class Runtime:
     snapshot_schedules: SnapshotSchedules
     schedule_pipeline: SchedulePipeline
     quotas: Quotas
+    usage: UsageService
     templates: Templates
     rollout_pipeline: RolloutPipeline
     rollouts: Rollouts

@@ -10,6 +10,7 @@ HELD = st.lists(
     st.builds(
         HeldBlob,
         sha256=st.text("abc", min_size=1, max_size=3),
+        size_bytes=st.just(50),
         disk_bytes=st.integers(0, 50),
         used_at=st.floats(0, 100),
     ),

@@ -34,6 +34,12 @@ def test_a_volume_outlives_its_machines(agent: Agent, tiny_kernel: Path) -> None
     with file.open("r+b") as opened:
         opened.write(b"kept")
 
+    use = agent.http.get("/agent/v1/usage").json()
+    assert use["volumes"] == {volume_id: file.stat().st_blocks * 512}
+    root = agent.run_dir / "vms" / first.id / "root" / "rootfs.ext4"
+    assert 0 < root.stat().st_blocks * 512 <= use["vms"][first.id] < root.stat().st_size + MIB
+    assert 0 < use["images_bytes"] <= use["images_size_bytes"] + MIB
+
     refused = agent.http.delete(url)
     assert (refused.status_code, refused.json()["error"]) == (409, "in_use")
     assert agent.http.delete(f"/agent/v1/vms/{first.id}").status_code == 200

@@ -17,9 +17,19 @@ def test_a_quota_is_shown_and_changed(wire: Wire) -> None:
         assert call(wire, "quota", "set", *wrong).returncode == 2
 
 
+def test_usage_of_projects_and_hosts(wire: Wire) -> None:
+    lines = done(wire, "usage").splitlines()
+    assert "12 MiB of 300 MiB" in lines[1]
+    assert "? of 64 MiB" in lines[1]
+    assert lines[4].startswith("host-one")
+    assert lines[4].endswith("1.0 GiB of 2.0 GiB")
+    assert done_json(wire, "usage", "-o", "json")["item"]["projects"][0]["vms"] == 2
+
+
 @pytest.mark.anyio
 async def test_the_asynchronous_client(wire: Wire) -> None:
     async with AsyncClient(wire.url, TOKEN) as client:
         assert (await client.quotas.get()).used.vms == 2
         limits = Quota(disk_mib=7)
         assert (await client.quotas.set("blue", limits)).limits == limits
+        assert (await client.usage()).hosts[0].space.disks.promised_mib == 300

@@ -33,6 +33,7 @@ from nexus.api.networks import (
     HostNetworkStatus,
     NetworkError,
 )
+from nexus.api.usage import Measured
 from nexus.api.vms import VmError
 from nexus.ids import new_id
 from tests.manager.shelf_double import Shelf
@@ -78,6 +79,7 @@ class AgentDouble:
         self.network_errors: dict[str, NetworkError] = {}
         """Why networks cannot be, by name."""
         self.shelf = Shelf(self.machines, self.statuses)
+        self.use = Measured(vms={}, volumes={}, snapshots={}, images_bytes=0, images_size_bytes=0)
         self._listeners: set[asyncio.Queue[str]] = set()
 
     def app(self) -> FastAPI:
@@ -90,6 +92,7 @@ class AgentDouble:
         app.get("/agent/v1/vms")(self._list)
         app.get("/agent/v1/inventory")(self._inventory)
         app.get("/agent/v1/capacity")(self._capacity)
+        app.get("/agent/v1/usage")(self._usage)
         app.put("/agent/v1/networks")(self._put_networks)
         app.get("/agent/v1/events")(self._events)
         app.get("/agent/v1/vms/{vm_id}/logs")(self._logs)
@@ -277,6 +280,9 @@ class AgentDouble:
     @property
     def gateway(self) -> str:
         return self.cidr.rpartition(".")[0] + ".1"
+
+    async def _usage(self) -> Measured:
+        return self.use
 
     async def _capacity(self) -> Capacity:
         return Capacity(

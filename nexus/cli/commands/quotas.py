@@ -1,4 +1,4 @@
-"""``nexus quota …``"""
+"""``nexus quota …`` and ``nexus usage``"""
 
 from typing import Annotated
 
@@ -9,6 +9,20 @@ from nexus.cli.options import Output, session
 commands = typer.Typer(help="How much a project may have.", no_args_is_help=True)
 Project = Annotated[str, typer.Argument(help="A project's name.")]
 _NONE = "none lifts the limit."
+
+
+usage_commands = typer.Typer()
+
+
+@usage_commands.command("usage")
+def show_usage(context: typer.Context, output: Output = None) -> None:
+    """Show what projects and hosts use: what is taken, of what was promised.
+
+    Example: nexus usage
+    """
+    from nexus.cli import usage
+
+    usage.show(session(context, output))
 
 
 @commands.command("show")

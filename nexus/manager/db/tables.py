@@ -39,6 +39,7 @@ from nexus.api.networks import NetworkError, NetworkKind, NetworkState, Protocol
 from nexus.api.origins import Identity
 from nexus.api.quotas import Quota
 from nexus.api.snapshots import HostSnapshot, SnapshotKind
+from nexus.api.usage import Measured
 from nexus.api.vm_snapshots import SnapshotError, SnapshotState
 from nexus.api.vms import VmError, VmState
 from nexus.manager.db.columns import (
@@ -173,6 +174,16 @@ class HostRow(Base):
     agent_version: Mapped[str] = mapped_column(Text)
     last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class HostUseRow(Base):
+    """What things take on a host, as it said last. Apart from its row, which is read often."""
+
+    __tablename__ = "host_use"
+
+    host_id: Mapped[str] = mapped_column(ForeignKey("hosts.id"), primary_key=True)
+    use: Mapped[Measured] = mapped_column(Typed(Measured))
+    measured_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class VmRow(Leased, Base):

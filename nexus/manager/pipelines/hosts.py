@@ -20,6 +20,7 @@ from nexus.manager import observe
 from nexus.manager.agents import Agent, Agents
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow
+from nexus.manager.pipelines import measuring
 from nexus.manager.pipelines.networks import NetworkPush, home_network
 from nexus.manager.pipelines.vms import VmPipeline
 
@@ -125,6 +126,7 @@ class HostPipeline:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._beat, agent, host_id)
             tasks.start_soon(self.networks.run, agent, host_id)
+            tasks.start_soon(measuring.run, self.db, agent, host_id)
             if self.heals:
                 tasks.start_soon(self._reap_orphans, agent)
             await self._listen(agent, host_id)

@@ -26,5 +26,6 @@ async def list_hosts(
 
 @router.get("/{host_id}")
 async def get(host_id: Uuid, nexus: Nexus, _principal: Reader) -> Item[Host]:
-    """One host."""
-    return Item(item=await nexus.hosts.get(host_id))
+    """One host, with what its disks, volumes, snapshots and images take."""
+    host = await nexus.hosts.get(host_id)
+    return Item(item=host.model_copy(update={"use": await nexus.usage.of_host(host_id)}))
