@@ -1,6 +1,8 @@
 """What every machine of this host shares: engine, binaries, store, network."""
 
+import compileall
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +76,7 @@ def find_tools(settings: Settings, network: Networks) -> Tools:
                 jailer = binaries.find_jailer(settings.jailer).resolve()
         else:
             version = str(binaries.version_of([str(binaries.find_qemu())]))
+            _compile_vmm()
     except VmmFailure as error:
         cure = f"; {error.suggestion}" if error.suggestion else ""
         raise SettingsInvalid(f"{error.message}{cure}") from error
@@ -111,6 +114,15 @@ def vmm_environment(environment: Mapping[str, str]) -> dict[str, str]:
     kept = {name: environment[name] for name in ("PATH", "LANG", "TMPDIR") if name in environment}
     home = str(Path(nexus.__file__).resolve().parent.parent)
     return kept | {"PYTHONPATH": home, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def _compile_vmm() -> None:
+    """Has the bytecode of ``nexus-qemu`` ready, as not every installer does: each VM's own process
+    writes none, and would compile all of it for a third of its start. Nothing where it may not be
+    written."""
+    if not sys.dont_write_bytecode:
+        for package in ("qemu", "vmm"):
+            compileall.compile_dir(Path(nexus.__file__).parent / package, quiet=2)
 
 
 def _isolated(python: list[str]) -> list[str]:

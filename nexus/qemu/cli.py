@@ -1,6 +1,6 @@
 """Firecracker's command line: options, messages and exit codes of 1.12."""
 
-from dataclasses import dataclass, field
+import msgspec
 
 # Firecracker's FcExitCode.
 EXIT_OK = 0
@@ -53,12 +53,11 @@ class BadArguments(Exception):
     """Arguments that Firecracker refuses, in its words."""
 
 
-@dataclass
-class Options:
+class Options(msgspec.Struct):
     """What was given, over the defaults."""
 
-    flags: set[str] = field(default_factory=set)
-    values: dict[str, str] = field(default_factory=lambda: dict(_DEFAULTS))
+    flags: set[str] = set()
+    values: dict[str, str] = msgspec.field(default_factory=lambda: dict(_DEFAULTS))
 
     def number(self, name: str) -> int | None:
         """A numeric value; raises BadArguments."""

@@ -4,8 +4,7 @@ The machine is QEMU's microvm (QEMU docs: system/i386/microvm): virtio devices o
 port on stdin and stdout, ACPI for the power button. It starts stopped (``-S``).
 """
 
-import json
-from dataclasses import dataclass, field
+import msgspec
 
 from nexus.vmm.types import Balloon, Drive, EntropyDevice, MachineConfiguration
 
@@ -23,8 +22,7 @@ GUEST_PORT = "nexus.guest.0"
 GUEST_PORT_ID = "guest-port"
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(msgspec.Struct, frozen=True):
     """What the arguments depend on beside the machine's configuration."""
 
     binary: str
@@ -33,8 +31,7 @@ class Host:
     sandbox: bool
 
 
-@dataclass(frozen=True)
-class Nic:
+class Nic(msgspec.Struct, frozen=True):
     """A NIC on an open TAP, given by its descriptor."""
 
     iface_id: str
@@ -42,8 +39,7 @@ class Nic:
     tap_fd: int
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(msgspec.Struct, frozen=True):
     """Everything that QEMU is told when it starts. Without ``kernel`` it waits for a snapshot."""
 
     instance_id: str
@@ -53,8 +49,8 @@ class Machine:
     kernel: str | None = None
     initrd: str | None = None
     boot_args: str = ""
-    drives: list[Drive] = field(default_factory=list)
-    nics: list[Nic] = field(default_factory=list)
+    drives: list[Drive] = []
+    nics: list[Nic] = []
     balloon: Balloon | None = None
     entropy: EntropyDevice | None = None
     memory_private: bool = False
@@ -122,7 +118,7 @@ def _devices(machine: Machine) -> list[str]:
     argv: list[str] = []
     devices: list[dict[str, object]] = []
     for drive in sorted(machine.drives, key=lambda drive: not drive.is_root_device):
-        argv += ["-blockdev", json.dumps(block_node(drive, f"node-{drive.drive_id}"))]
+        argv += ["-blockdev", _json(block_node(drive, f"node-{drive.drive_id}"))]
         devices.append(
             {
                 "driver": "virtio-blk-device",
@@ -158,11 +154,11 @@ def _devices(machine: Machine) -> list[str]:
         devices.append({"driver": "virtio-serial-device", "id": "serial", "max_ports": 2})
     for index, device in enumerate(devices):
         device["bus"] = f"virtio-mmio-bus.{LAST_SLOT - index}"
-        argv += ["-device", json.dumps(device)]
+        argv += ["-device", _json(device)]
     if machine.guest_port_fd is not None:
         argv += ["-chardev", f"socket,id=guest,fd={machine.guest_port_fd}"]
         port = {"bus": "serial.0", "nr": 1, "chardev": "guest", "name": GUEST_PORT}
-        argv += ["-device", json.dumps({"driver": "virtserialport", "id": GUEST_PORT_ID, **port})]
+        argv += ["-device", _json({"driver": "virtserialport", "id": GUEST_PORT_ID, **port})]
     return argv
 
 
@@ -184,6 +180,10 @@ def block_node(drive: Drive, name: str) -> dict[str, object]:
             "cache": {"no-flush": drive.cache_type == "Unsafe"},
         },
     }
+
+
+def _json(value: dict[str, object]) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _rng(entropy: EntropyDevice) -> dict[str, object]:

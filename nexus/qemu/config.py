@@ -5,8 +5,6 @@ Each ``put_*`` takes one request body, checks it as Firecracker does, and raises
 
 import os
 import re
-import secrets
-from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
@@ -43,8 +41,7 @@ _MAX_VCPUS = 32
 _CPU_CONFIG_FIELDS = ("kvm_capabilities", "cpuid_modifiers", "msr_modifiers")
 
 
-@dataclass(frozen=True)
-class OpenNic:
+class OpenNic(msgspec.Struct, frozen=True):
     """A configured NIC, its address and its open TAP."""
 
     config: NetworkInterface
@@ -52,8 +49,7 @@ class OpenNic:
     tap_fd: int
 
 
-@dataclass(frozen=True)
-class OpenVsock:
+class OpenVsock(msgspec.Struct, frozen=True):
     """A configured vsock device and its listening unix socket."""
 
     config: Vsock
@@ -208,7 +204,9 @@ class Configuration:
     def set_nic(self, config: NetworkInterface) -> None:
         """Notes a NIC that was changed while the machine runs."""
         self.nics = [
-            replace(nic, config=config) if nic.config.iface_id == config.iface_id else nic
+            msgspec.structs.replace(nic, config=config)
+            if nic.config.iface_id == config.iface_id
+            else nic
             for nic in self.nics
         ]
 
@@ -261,4 +259,4 @@ def _unreadable(path: str) -> str | None:
 
 def _random_mac() -> str:
     """A locally administered unicast address: 06 and five random bytes."""
-    return "06:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(5))
+    return "06:" + ":".join(f"{byte:02x}" for byte in os.urandom(5))

@@ -4,19 +4,17 @@ The rules of HTTP are h11's. Answers carry Firecracker's headers and no reason p
 """
 
 import contextlib
-import json
 import socket
-from dataclasses import dataclass, field
 
 import h11
+import msgspec
 
 METHODS = (b"GET", b"PUT", b"PATCH")
 _DROPPED = "All previous unanswered requests will be dropped."
 _RECEIVE = 1 << 16
 
 
-@dataclass
-class Request:
+class Request(msgspec.Struct):
     """A whole request."""
 
     method: str
@@ -24,8 +22,7 @@ class Request:
     body: bytes
 
 
-@dataclass
-class Reply:
+class Reply(msgspec.Struct):
     """An answer; ``body`` is JSON or empty (204). ``deprecated`` marks use of an old field."""
 
     status: int = 204
@@ -33,10 +30,9 @@ class Reply:
     deprecated: bool = False
 
 
-@dataclass
-class _Partial:
+class _Partial(msgspec.Struct):
     request: h11.Request
-    body: bytearray = field(default_factory=bytearray)
+    body: bytearray = msgspec.field(default_factory=bytearray)
 
 
 class Connection:
@@ -157,7 +153,7 @@ class Connection:
 
     def _refuse(self, reason: str) -> None:
         """Refuses what cannot be read as a request, in Firecracker's words, and hangs up."""
-        body = json.dumps({"error": f"{reason}\n{_DROPPED}"}).encode()
+        body = msgspec.json.encode({"error": f"{reason}\n{_DROPPED}"})
         self._last = True
         if self._h11.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             self.reply(Reply(400, body))

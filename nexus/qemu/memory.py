@@ -9,7 +9,8 @@ import fcntl
 import os
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from nexus.qemu.faults import Fault, os_error
 from nexus.qemu.snapshot import LOAD
@@ -25,8 +26,7 @@ _ENTRIES = 1 << 16
 _FILE, _THERE = 1 << 61, 1 << 63 | 1 << 62
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(msgspec.Struct, frozen=True):
     """``fd`` is the file under it; ``private``: QEMU maps it so that changes do not reach it."""
 
     fd: int

@@ -7,7 +7,8 @@ middle of a frame, the guest's agent starts anew), so each conversation begins w
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 OPEN, ACCEPT, DATA, CREDIT, CLOSE, SYNC = b"OADKCS"
 
@@ -33,8 +34,7 @@ class Garbled(Exception):
     """The pipe holds something that is no frame."""
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """One frame; ``stream`` is 0 for a SYNC."""
 
     kind: int

@@ -1,10 +1,9 @@
 """Interface counters of this process's network namespace."""
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True)
-class Counters:
+class Counters(msgspec.Struct, frozen=True):
     """As the host sees the interface."""
 
     rx_bytes: int

@@ -4,7 +4,7 @@ A bucket of ``size`` tokens refilled over ``refill_time`` ms is a rate of size/r
 bursts of ``size``; the one-time burst is added to the burst. Size or refill time 0 is no limit.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from nexus.vmm.types import RateLimiter, TokenBucket
 
@@ -13,8 +13,7 @@ _SMALLEST_BURST = 65_536 + 1_500
 _NAME_MAX = 15
 
 
-@dataclass(frozen=True)
-class Limit:
+class Limit(msgspec.Struct, frozen=True):
     """Tokens a second, and how many may pass at once."""
 
     rate: int

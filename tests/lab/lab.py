@@ -16,7 +16,7 @@ from tests.parts import CACHE, LinuxImages
 
 HERE = Path(__file__).parent
 FLAGS = ("-Os", "-Wall", "-Wextra", "-Werror", "-static", "-s")
-APPLETS = ("cat", "insmod", "mkdir", "mount", "poweroff", "sh")
+APPLETS = ("cat", "insmod", "ip", "mkdir", "mount", "poweroff", "sh", "tunctl", "wget")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def build(folder: Path, images: LinuxImages, firecracker: Path) -> Lab:
 
     paths = (folder / "linux" / "lib" / "modules").rglob("*.ko")
     found = {path.name.removesuffix(".ko").replace("-", "_"): path for path in paths}
-    modules = debian.load_order(["kvm_amd"], found)
+    modules = debian.load_order(["kvm_amd", "tun"], found)
     entries = [cpio.directory(name) for name in ("bin", "dev", "vm")]
     entries += [
         cpio.character_device("dev/console", 5, 1),
@@ -61,7 +61,9 @@ def build(folder: Path, images: LinuxImages, firecracker: Path) -> Lab:
 
 
 def _config() -> dict[str, object]:
+    mac = "06:00:00:00:00:01"
     arguments = "console=ttyS0 reboot=k panic=1 quiet nexus.hostname=inner"
+    arguments += f" nexus.ip=eth0,{mac},172.31.9.2/24,"
     return {
         "boot-source": {
             "kernel_image_path": "kernel",
@@ -70,6 +72,7 @@ def _config() -> dict[str, object]:
         },
         "drives": [],
         "machine-config": {"vcpu_count": 1, "mem_size_mib": 128},
+        "network-interfaces": [{"iface_id": "eth0", "guest_mac": mac, "host_dev_name": "tap0"}],
         "vsock": {"guest_cid": 3, "uds_path": "v.sock"},
     }
 

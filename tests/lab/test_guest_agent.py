@@ -29,6 +29,9 @@ def test_the_agent_answers_over_firecrackers_vsock(
         "C 0",
         "O still here",
         "O clone kept",
+        "R ok=1",
+        "other",
+        "O 06:00:00:00:00:02",
     ):
         assert line in lines, said
     stat = next(line for line in lines if line.startswith("R kind="))

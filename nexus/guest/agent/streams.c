@@ -171,8 +171,11 @@ static void take_frames(void) {
     struct mux_frame frame;
     while (buffer_used(&from_port) > 0 && buffer_room(&to_port) >= RESERVE) {
         unsigned char *head = buffer_head(&from_port);
-        if (*head == 0) {
-            buffer_consume(&from_port, 1);
+        size_t used = buffer_used(&from_port), zeros = 0;
+        while (zeros < used && head[zeros] == 0)
+            zeros++; /* all at once: 16 KiB of them begin the first conversation after a load */
+        if (zeros > 0) {
+            buffer_consume(&from_port, zeros);
             continue;
         }
         if (buffer_used(&from_port) < MUX_HEADER)
