@@ -24,6 +24,7 @@ from nexus.agent.events import Feed
 from nexus.agent.expiry import Expiry, is_over
 from nexus.agent.layout import Layout
 from nexus.agent.machine import MachineLife
+from nexus.agent.machine_body import Body
 from nexus.agent.plan import wants_load
 from nexus.agent.record import Record, load_desired, load_record
 from nexus.agent.snapshots import Shelf
@@ -212,7 +213,7 @@ class Fleet:
             del self._machines[machine.id]
             self.feed.gone(machine.id)
 
-    def _publish(self, machine: MachineLife) -> None:
+    def _publish(self, machine: Body) -> None:
         self.feed.status(machine.status())
 
     # -- after a restart -------------------------------------------------------------------------

@@ -1,0 +1,106 @@
+"""Captures of a VM between two steps of its life, and what a guest is told that came of one."""
+
+import structlog
+
+from nexus.agent import capture, disks, faults, identity, tuning
+from nexus.agent.capture import Capture, Captures, Taken
+from nexus.agent.identity import KnownAs
+from nexus.agent.layout import SnapshotPaths
+from nexus.agent.machine_start import Begun
+from nexus.agent.record import Record
+from nexus.api.snapshots import SnapshotOrder
+
+log = structlog.get_logger("machine")
+
+
+class Captured(Begun):
+    """A VM that can be captured, and may have been."""
+
+    @property
+    def captures(self) -> Captures:
+        return self._captures
+
+    async def capture(self, order: SnapshotOrder, folder: SnapshotPaths) -> Taken:
+        """A moment of the VM in that folder, taken between two steps of its life.
+
+        Raises NexusError; then the guest goes on, and what is in the folder is worthless.
+        """
+        if self.gone.is_set():
+            raise capture.no_longer(self.desired)
+        with self._captures.asked(order, folder) as asked:
+            self.poke()
+            return await asked.outcome()
+
+    def snapshot_kept(self, snapshot_id: str) -> None:
+        """A snapshot of this VM is on the shelf: a diff may lean on it, if it is the last one."""
+        if self._taken == snapshot_id:
+            self.record.last_snapshot = snapshot_id
+            self._note()
+
+    async def _capture_next(self) -> bool:
+        """Carries out an order to capture the guest; False when there is none."""
+        asked = self._captures.next()
+        if asked is None:
+            return False
+        with asked.answering(self.desired):
+            asked.taken = await self._capture(asked)
+        return True
+
+    async def _capture(self, asked: Capture) -> Taken:
+        record, desired, order = self.record, self.desired, asked.order
+        capture.check(order, desired, record, runs=self._runs())
+        capture.check_room(order, desired, asked.folder.dir)
+        paused, applied = self.paused, record.told == tuning.wanted(desired)
+        # What changed since an earlier one is known no more once the VMM begins.
+        record.capturing, record.last_snapshot, self._taken = order.id, None, None
+        self._save()
+        faults.point("capture_begun")
+        async with self._captures.still:
+            try:
+                at, pause_ms = await capture.take(
+                    asked, desired, self.paths, self._tools, self.client, paused=paused
+                )
+            finally:
+                if not asked.stands:
+                    self._forget_capture()
+        self._taken = order.id
+        log.info("captured", vm=self.id, snapshot=order.id, kind=order.kind, pause_ms=pause_ms)
+        machine = record.known_as.machine(desired) if record.known_as else desired
+        version = self._tools.engine_version
+        return Taken(order, machine, record.engine, version, applied, pause_ms, at)
+
+    def _goes_on(self) -> bool:
+        """Whether the guest, as it was seen, does not stand still against anybody's wish."""
+        held = self.paused and self.desired.power == "running"
+        return self.record.capturing is not None and not held
+
+    def _forget_capture(self) -> None:
+        """The guest goes on as it did before it was captured."""
+        self.record.capturing = None
+        disks.clear_captured(self.paths)
+        self._note()
+
+    def _introduce(self) -> None:
+        """Has a guest that was loaded told who it is, once it runs. Nobody waits for that."""
+        record = self.record
+        waits = record.identity is not None and record.identity.state == "pending"
+        if not waits or not self._runs() or self.paused or self._introducing:
+            return
+        if self._tasks is not None and record.known_as is not None:
+            self._introducing = True
+            self._tasks.start_soon(self._tell_identity, record, record.known_as)
+
+    async def _tell_identity(self, record: Record, known_as: KnownAs) -> None:
+        try:
+            told = await identity.tell(
+                self.paths.vsock, self.desired, known_as, self._captures.still
+            )
+        finally:
+            self._introducing = False
+        if record is self.record and not (self.paused and told.state != "applied"):
+            record.identity = told
+            if told.state == "applied":
+                record.known_as = None
+            self._note()
+            log.info("identity", vm=self.id, state=told.state, message=told.message)
+            self._publish(self)
