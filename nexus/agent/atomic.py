@@ -1,7 +1,16 @@
 """Writing a small file as a whole: a reader, or a restart, sees the old text or the new."""
 
+import ctypes
+import errno
 import os
 from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+# <linux/fs.h>
+_SYNC_FILE_RANGE_WRITE = 2
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
 
 
 def write_atomically(
@@ -26,3 +35,36 @@ def write_atomically(
         # A full disk must not fill up with halves.
         fresh.unlink(missing_ok=True)
         raise
+
+
+def write_often(path: Path, data: bytes) -> None:
+    """The same for a text of a few kilobytes that changes again and again, mode 0600.
+
+    The file and a spare one beside it take turns. To remove the file that is replaced would wait
+    for the disk, which may still be writing it: milliseconds, where this takes a tenth of one. As
+    with a rename in ext4, the new text is on its way to the disk before it gets the name. A reader
+    must not hold the file open over two changes.
+    """
+    spare = path.with_name(f".{path.name}.spare")
+    descriptor = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.truncate()
+            file.flush()
+            _libc.sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
+        _exchange(spare, path)
+    except OSError:
+        spare.unlink(missing_ok=True)
+        raise
+
+
+def _exchange(spare: Path, path: Path) -> None:
+    """Renames each to the other; where there is no file yet, or no such call, only the spare."""
+    given = _AT_FDCWD, os.fsencode(spare), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE
+    if _libc.renameat2(*given) == 0:
+        return
+    failed = ctypes.get_errno()
+    if failed not in (errno.ENOENT, errno.EINVAL, errno.ENOSYS):
+        raise OSError(failed, os.strerror(failed), os.fspath(path))
+    spare.replace(path)

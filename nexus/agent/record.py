@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nexus.agent.atomic import write_atomically
+from nexus.agent.atomic import write_often
 from nexus.agent.identity import KnownAs
 from nexus.agent.layout import VmPaths
 from nexus.agent.restarts import FRESH, Restarts
@@ -68,7 +68,7 @@ class Record(BaseModel):
     identity: Identity | None = None
 
     def save(self, paths: VmPaths) -> None:
-        write_atomically(paths.status, self.model_dump_json(exclude_defaults=True).encode())
+        write_often(paths.status, self.model_dump_json(exclude_defaults=True).encode())
 
 
 def load_record(file: Path) -> Record | None:
