@@ -1,6 +1,6 @@
 """Templates: named, versioned descriptions of VMs."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 
@@ -20,6 +20,9 @@ class TemplateCreate(Wire):
     """What its VMs are made of. What is left out is as for a VM, or as ``from_vm`` is."""
     from_vm: VmName | None = None
     """Id or name of a VM: the template is as that VM is now, but for its name and addresses."""
+    preboot: Annotated[bool, Field(strict=True)] = False
+    """Have a VM of it booted once on each host that has VMs of it, and make later ones there as
+    clones of that one, ready at once."""
     note: Note = ""
 
 
@@ -27,12 +30,13 @@ class TemplateChange(Wire):
     """A new version: as the newest one, but for the fields of ``spec`` that are given. Each of
     them is then what is given here, tags and lists as a whole."""
 
-    spec: VmSpec
+    spec: VmSpec = Field(default_factory=VmSpec)
+    preboot: Annotated[bool, Field(strict=True)] | None = None
     note: Note = ""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
-        if not self.spec.model_fields_set:
+        if not self.spec.model_fields_set and self.preboot is None:
             raise ValueError("nothing is to be changed: spec names no field")
         return self
 
@@ -56,6 +60,7 @@ class TemplateVersion(Wire):
     version: int
     spec: VmSpec
     images: TemplateImages
+    preboot: bool = False
     note: str
     created_at: Timestamp
     created_by: str
@@ -70,6 +75,27 @@ class Template(Wire):
     spec: VmSpec
     """Its spec."""
     images: TemplateImages
+    preboot: bool = False
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+PrebootState = Literal["wanted", "booting", "capturing", "ready", "failed"]
+
+
+class TemplatePreboot(Wire):
+    """A booted VM of a template's version on one host, kept as a snapshot to make VMs of."""
+
+    id: Uuid
+    version: int
+    host_id: Uuid
+    state: PrebootState
+    message: str | None
+    """Why it failed."""
+    vm_name: str
+    """The VM that is booted for it, and goes afterwards."""
+    snapshot_id: Uuid | None
+    vmm_version: str | None
     created_at: Timestamp
     updated_at: Timestamp
 

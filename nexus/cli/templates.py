@@ -55,13 +55,22 @@ def ls(session: Session, name: str | None) -> None:
 
 
 def create(
-    session: Session, name: str, given: Given, file: str | None, from_vm: str | None, note: str
+    session: Session,
+    name: str,
+    given: Given,
+    file: str | None,
+    from_vm: str | None,
+    note: str,
+    *,
+    preboot: bool | None = None,
 ) -> None:
     if file is not None and from_vm is not None:
         raise UsageFault("--from and --file are two ways to say the same")
     try:
         spec = VmSpec.model_validate(_from_file(file) | spec_fields(given))
-        request = {"name": name, "spec": spec, "note": note}
+        request: dict[str, Any] = {"name": name, "spec": spec, "note": note}
+        if preboot is not None:
+            request["preboot"] = preboot
         made = TemplateCreate.model_validate(request | ({"from_vm": from_vm} if from_vm else {}))
     except ValidationError as error:
         raise UsageFault(problems(error)) from error
@@ -71,14 +80,22 @@ def create(
     _print_version(session, version, {"id": template.id, "item": as_json(template)})
 
 
-def update(session: Session, name: str, given: Given, file: str | None, note: str) -> None:
+def update(
+    session: Session,
+    name: str,
+    given: Given,
+    file: str | None,
+    note: str,
+    *,
+    preboot: bool | None = None,
+) -> None:
     try:
         spec = VmSpec.model_validate(_from_file(file) | spec_fields(given))
     except ValidationError as error:
         raise UsageFault(problems(error)) from error
-    if not spec.model_fields_set:
+    if not spec.model_fields_set and preboot is None:
         raise UsageFault("say what is to be changed: an option, or --file")
-    _change(session, name, spec, note)
+    _change(session, name, spec, note, preboot=preboot)
 
 
 def edit(session: Session, name: str, note: str) -> None:
@@ -110,10 +127,18 @@ def edit(session: Session, name: str, note: str) -> None:
 
 
 def _change(
-    session: Session, name: str, spec: VmSpec, note: str, if_match: str | None = None
+    session: Session,
+    name: str,
+    spec: VmSpec,
+    note: str,
+    *,
+    preboot: bool | None = None,
+    if_match: str | None = None,
 ) -> None:
     with session.client() as client:
-        template = client.templates.update(name, spec, note=note, if_match=if_match)
+        template = client.templates.update(
+            name, spec, preboot=preboot, note=note, if_match=if_match
+        )
         version = client.templates.version(template.id, template.version)
     _print_version(session, version, {"item": as_json(template)})
 
@@ -267,6 +292,7 @@ def _print_version(session: Session, version: TemplateVersion, answer: object) -
                 ("id", version.template_id),
                 ("version", str(version.version)),
                 ("note", version.note),
+                ("preboot", "yes" if version.preboot else None),
                 (
                     "made",
                     f"{version.created_at.isoformat(timespec='seconds')} {version.created_by}",

@@ -1,6 +1,6 @@
 """``client.templates``, sync and async."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from nexus.api.templates import (
@@ -10,6 +10,7 @@ from nexus.api.templates import (
     TemplateCreate,
     TemplateDiff,
     TemplateInstantiate,
+    TemplatePreboot,
     TemplateVersion,
 )
 from nexus.api.vms import VmSpec, WaitState
@@ -42,10 +43,16 @@ class Templates:
         return self._client.send_for_etag(calls.get_template(ref))
 
     def update(
-        self, ref: str, spec: VmSpec, *, note: str = "", if_match: str | None = None
+        self,
+        ref: str,
+        spec: VmSpec | None = None,
+        *,
+        preboot: bool | None = None,
+        note: str = "",
+        if_match: str | None = None,
     ) -> Template:
         """A new version: the fields that ``spec`` was given are as it says, the rest stays."""
-        change = TemplateChange(spec=spec, note=note)
+        change = TemplateChange(spec=spec or VmSpec(), preboot=preboot, note=note)
         return self._client.send(calls.change_template(ref, change, if_match))
 
     def delete(self, ref: str) -> None:
@@ -58,6 +65,10 @@ class Templates:
 
     def version(self, ref: str, number: int) -> TemplateVersion:
         return self._client.send(calls.get_version(ref, number))
+
+    def preboots(self, ref: str) -> Sequence[TemplatePreboot]:
+        """Where VMs of the template were booted before, and are clones from now on."""
+        return (self._client.send(calls.list_preboots(ref))).items
 
     def diff(
         self,
@@ -108,10 +119,16 @@ class AsyncTemplates:
         return await self._client.send_for_etag(calls.get_template(ref))
 
     async def update(
-        self, ref: str, spec: VmSpec, *, note: str = "", if_match: str | None = None
+        self,
+        ref: str,
+        spec: VmSpec | None = None,
+        *,
+        preboot: bool | None = None,
+        note: str = "",
+        if_match: str | None = None,
     ) -> Template:
         """A new version: the fields that ``spec`` was given are as it says, the rest stays."""
-        change = TemplateChange(spec=spec, note=note)
+        change = TemplateChange(spec=spec or VmSpec(), preboot=preboot, note=note)
         return await self._client.send(calls.change_template(ref, change, if_match))
 
     async def delete(self, ref: str) -> None:
@@ -124,6 +141,10 @@ class AsyncTemplates:
 
     async def version(self, ref: str, number: int) -> TemplateVersion:
         return await self._client.send(calls.get_version(ref, number))
+
+    async def preboots(self, ref: str) -> Sequence[TemplatePreboot]:
+        """Where VMs of the template were booted before, and are clones from now on."""
+        return (await self._client.send(calls.list_preboots(ref))).items
 
     async def diff(
         self,

@@ -16,7 +16,7 @@ from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, SnapshotRow, VmRow
-from nexus.manager.db.template_tables import RolloutRow
+from nexus.manager.db.template_tables import PrebootRow, RolloutRow
 from nexus.manager.feed import EventFeed
 from nexus.manager.idempotency import Idempotency, prune_for_ever
 from nexus.manager.pipelines import leases, retention
@@ -24,6 +24,7 @@ from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.hosts import HostPipeline
 from nexus.manager.pipelines.networks import NetworkPush
+from nexus.manager.pipelines.preboots import PrebootPipeline
 from nexus.manager.pipelines.rollouts import RolloutPipeline
 from nexus.manager.pipelines.snapshot_schedules import SchedulePipeline
 from nexus.manager.pipelines.snapshots import SnapshotPipeline
@@ -129,6 +130,7 @@ def make_runtime(settings: Settings) -> Runtime:
     network_push = NetworkPush(db, waiters)
     creation = VmCreation(db, pipeline, expiry, settings)
     snapshot_pipeline = SnapshotPipeline(db, agents, waiters, instance)
+    preboot_pipeline = PrebootPipeline(db, agents, creation, pipeline, snapshot_pipeline, instance)
     rollout_pipeline = RolloutPipeline(db, agents, pipeline, waiters, settings, instance)
     return Runtime(
         settings=settings,
@@ -157,7 +159,8 @@ def make_runtime(settings: Settings) -> Runtime:
         schedule_pipeline=SchedulePipeline(db, snapshot_pipeline),
         quotas=Quotas(db),
         usage=UsageService(db, images_service.store),
-        templates=Templates(db, images_service, creation),
+        templates=Templates(db, images_service, creation, preboot_pipeline.hint),
+        preboot_pipeline=preboot_pipeline,
         rollout_pipeline=rollout_pipeline,
         rollouts=Rollouts(db, rollout_pipeline.hint),
         hosts=HostService(db),
@@ -214,6 +217,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             tasks.start_soon(sweep_uploads, runtime.uploads)
             tasks.start_soon(runtime.expiry.run)
             tasks.start_soon(runtime.rollout_pipeline.run)
+            tasks.start_soon(runtime.preboot_pipeline.run)
             tasks.start_soon(_host_pipeline(runtime).run)
             tasks.start_soon(prune_for_ever, runtime.db)
             yield
@@ -234,6 +238,7 @@ async def start(runtime: Runtime) -> None:
             await leases.drop_all(session, VmRow)
             await leases.drop_all(session, SnapshotRow)
             await leases.drop_all(session, RolloutRow)
+            await leases.drop_all(session, PrebootRow)
     async with runtime.db.read() as session:
         for host in await session.scalars(select(HostRow)):
             runtime.agents.learn(host.id, host.agent_url)

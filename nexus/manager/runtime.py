@@ -14,6 +14,7 @@ from nexus.manager.feed import EventFeed
 from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.networks import NetworkPush
+from nexus.manager.pipelines.preboots import PrebootPipeline
 from nexus.manager.pipelines.rollouts import RolloutPipeline
 from nexus.manager.pipelines.snapshot_schedules import SchedulePipeline
 from nexus.manager.pipelines.snapshots import SnapshotPipeline
@@ -74,6 +75,7 @@ class Runtime:
     quotas: Quotas
     usage: UsageService
     templates: Templates
+    preboot_pipeline: PrebootPipeline
     rollout_pipeline: RolloutPipeline
     rollouts: Rollouts
     volume_snapshots: VolumeSnapshots

@@ -51,6 +51,15 @@ def request_of(spec: VmSpec, asked: VmCreate | None = None) -> VmCreate:
     return VmCreate(**fields)
 
 
+_NOT_THE_MACHINE = frozenset({"tags", "restart_policy", "ttl", "start", "rootfs_limits"})
+
+
+def may_be_cloned(asked: VmSpec) -> bool:
+    """Whether a VM with these overrides may be a clone of one that was booted without them: none of
+    them is part of the machine, or of what its guest read when it booted."""
+    return set(given(asked)) <= _NOT_THE_MACHINE
+
+
 def check(spec: VmSpec) -> None:
     """Raises ValidationFailed for what only one VM could have, and what no VM can have."""
     volume = next((drive.name for drive in spec.drives if drive.volume is not None), None)

@@ -16,6 +16,10 @@ Name = Annotated[
 File = Annotated[
     str | None, typer.Option("-f", "--file", help="YAML or JSON with fields of a spec; - is stdin.")
 ]
+Preboot = Annotated[
+    bool | None,
+    typer.Option("--preboot/--no-preboot", help="Boot one VM a host; later ones are its clones."),
+]
 Note = Annotated[str, typer.Option("--note", help="Why, in one line.")]
 Version = Annotated[int | None, typer.Option("--version", min=1, help="The newest if left away.")]
 
@@ -42,6 +46,7 @@ def create_template(
     name: Annotated[str, typer.Argument(help="The template's name.")],
     file: File = None,
     from_vm: Annotated[str | None, typer.Option("--from", help="As this VM is now.")] = None,
+    preboot: Preboot = None,
     note: Note = "",
     output: Output = None,
     *,
@@ -54,7 +59,7 @@ def create_template(
     """
     from nexus.cli import templates
 
-    templates.create(session(context, output), name, given, file, from_vm, note)
+    templates.create(session(context, output), name, given, file, from_vm, note, preboot=preboot)
 
 
 @commands.command("show")
@@ -87,6 +92,7 @@ def update_template(
     context: typer.Context,
     name: Name,
     file: File = None,
+    preboot: Preboot = None,
     note: Note = "",
     output: Output = None,
     *,
@@ -98,7 +104,7 @@ def update_template(
     """
     from nexus.cli import templates
 
-    templates.update(session(context, output), name, given, file, note)
+    templates.update(session(context, output), name, given, file, note, preboot=preboot)
 
 
 @commands.command("edit")

@@ -8,6 +8,7 @@ from nexus.api.templates import (
     TemplateCreate,
     TemplateDiff,
     TemplateInstantiate,
+    TemplatePreboot,
     TemplateVersion,
 )
 from nexus.api.vms import WaitState
@@ -45,6 +46,11 @@ def list_versions(ref: str, limit: int | None, cursor: str | None) -> Call[Page[
 
 def get_version(ref: str, number: int) -> Call[TemplateVersion]:
     return Call("GET", one(PATH, ref, "versions", str(number)), item(Item[TemplateVersion]))
+
+
+def list_preboots(ref: str) -> Call[Page[TemplatePreboot]]:
+    read = Page[TemplatePreboot].model_validate_json
+    return Call("GET", one(PATH, ref, "preboots"), read)
 
 
 def diff_template(

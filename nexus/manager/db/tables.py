@@ -460,6 +460,8 @@ class SnapshotRow(Leased, Base):
     """What the host says of it once it is captured."""
     scheduled: Mapped[bool] = mapped_column(default=False)
     """Whether its VM's schedule made it, and may prune it."""
+    template_id: Mapped[str | None] = mapped_column(String(36))
+    """The template whose prebooted VM it is: Nexus' own, and not shown unless asked for."""
     wanted_by: Mapped[str] = mapped_column(String(128))
     wanted_in: Mapped[str | None] = mapped_column(String(128))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)

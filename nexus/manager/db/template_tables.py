@@ -2,10 +2,20 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
+from sqlalchemy import (
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from nexus.api.rollouts import MemberState, RolloutOptions, RolloutState
+from nexus.api.templates import PrebootState
 from nexus.api.vms import VmSpec
 from nexus.manager.boot_config import BootConfig
 from nexus.manager.db.columns import StoredImages, Typed, UtcDateTime
@@ -37,9 +47,43 @@ class TemplateVersionRow(Base):
     version: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     spec: Mapped[VmSpec] = mapped_column(Typed(VmSpec))
     images: Mapped[StoredImages] = mapped_column(Typed(StoredImages))
+    preboot: Mapped[bool] = mapped_column(default=False, server_default=false())
     note: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     created_by: Mapped[str] = mapped_column(String(128))
+
+
+class PrebootRow(Leased, Base):
+    """A booted VM of a version on a host, on its way to a snapshot, or as one. It outlives its
+    template for as long as it takes to let go of the snapshot."""
+
+    __tablename__ = "template_snapshots"
+    __table_args__ = (
+        UniqueConstraint("template_id", "version", "host_id"),
+        Index(
+            "ix_template_snapshots_unsettled",
+            "next_attempt_at",
+            sqlite_where=text("unsettled"),
+            postgresql_where=text("unsettled"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(String(36), primary_key=True)
+    project: Mapped[str] = mapped_column(String(63), default="default")
+    template_id: Mapped[str] = mapped_column(String(36))
+    template_name: Mapped[str] = mapped_column(String(63))
+    version: Mapped[int] = mapped_column(Integer)
+    host_id: Mapped[str] = mapped_column(ForeignKey("hosts.id"), index=True)
+    state: Mapped[PrebootState] = mapped_column(String(16))
+    message: Mapped[str | None] = mapped_column(Text)
+    vm_name: Mapped[str] = mapped_column(String(63))
+    snapshot_id: Mapped[str | None] = mapped_column(String(36))
+    vmm_version: Mapped[str | None] = mapped_column(Text)
+    """What the host ran when it was taken: another VMM makes it stale."""
+    unsettled: Mapped[bool] = mapped_column(default=True)
+    """Whether there is anything to do for it, or to look at."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class RolloutRow(Leased, Base):

@@ -41,11 +41,12 @@ async def find(
     ] = None,
     name: NamePrefix = None,
     state: SnapshotState | None = None,
+    internal: Annotated[bool, Query(description="Also those of prebooted templates.")] = False,
     cursor: IdCursor = None,
     limit: Limit = 100,
 ) -> Page[Snapshot]:
     """Snapshots in the order they were asked for, narrowed to those that meet all conditions."""
-    narrowed = SnapshotFilter(vm=vm, name_prefix=name, state=state)
+    narrowed = SnapshotFilter(vm=vm, name_prefix=name, state=state, internal=internal)
     return await nexus.snapshots.page(principal.project, narrowed, cursor=cursor, limit=limit)
 
 

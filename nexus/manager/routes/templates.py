@@ -12,6 +12,7 @@ from nexus.api.templates import (
     TemplateCreate,
     TemplateDiff,
     TemplateInstantiate,
+    TemplatePreboot,
     TemplateVersion,
 )
 from nexus.api.vms import WaitState
@@ -116,6 +117,12 @@ async def diff(
     """How version ``after`` (the newest) differs from ``before`` (the one before it); with ``vm``
     how that VM differs from ``before`` (the version that it comes from)."""
     return Item(item=await nexus.templates.diff(principal.project, ref, before, after, vm))
+
+
+@router.get("/{ref}/preboots")
+async def preboots(ref: Ref, nexus: Nexus, principal: Reader) -> Page[TemplatePreboot]:
+    """Where VMs of a template with ``preboot`` were booted before, and are clones from now on."""
+    return await nexus.templates.preboots(principal.project, ref)
 
 
 @router.post("/{ref}/instantiate", status_code=201)

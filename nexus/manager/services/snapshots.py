@@ -41,9 +41,13 @@ class SnapshotFilter:
     """The id or the name of the VM they were taken of, also when it is gone."""
     name_prefix: str | None = None
     state: SnapshotState | None = None
+    internal: bool = False
+    """Whether those are shown that Nexus took for itself, of prebooted templates."""
 
     def conditions(self, project: str) -> list[ColumnElement[bool]]:
         found = [SnapshotRow.project == project]
+        if not self.internal:
+            found.append(SnapshotRow.template_id.is_(None))
         if self.vm is not None:
             found.append(or_(SnapshotRow.vm_id == self.vm, SnapshotRow.vm_name == self.vm))
         if self.name_prefix is not None:

@@ -1,6 +1,7 @@
 """Templates: making them, their versions, and VMs of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import select
@@ -8,15 +9,17 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Created, Page
-from nexus.api.errors import InUse, NameTaken, NotFound
+from nexus.api.errors import InUse, NameTaken, NoCapacity, NotFound
 from nexus.api.templates import (
     Instantiated,
+    SpecChange,
     Template,
     TemplateChange,
     TemplateCreate,
     TemplateDiff,
     TemplateImages,
     TemplateInstantiate,
+    TemplatePreboot,
     TemplateVersion,
 )
 from nexus.api.vms import Vm, VmImage, VmSpec
@@ -25,7 +28,7 @@ from nexus.manager import devices, etags, keys, rollout_plan, specs
 from nexus.manager.db.columns import StoredImage, StoredImages
 from nexus.manager.db.session import Database
 from nexus.manager.db.template_tables import RolloutRow, TemplateRow, TemplateVersionRow
-from nexus.manager.services import networks, vms
+from nexus.manager.services import networks, preboots, vms
 from nexus.manager.services.images import Images
 from nexus.manager.services.template_use import TemplateUse, held_of, stored_of
 from nexus.manager.services.vm_creation import VmCreation
@@ -40,8 +43,15 @@ _OF_VMS_ALONE = ("start", "ttl")
 class Templates:
     """The rules of templates. A version is written once and never changed."""
 
-    def __init__(self, db: Database, images: Images, creation: VmCreation) -> None:
+    def __init__(
+        self,
+        db: Database,
+        images: Images,
+        creation: VmCreation,
+        preboot_hint: Callable[[], None] = lambda: None,
+    ) -> None:
         self.db = db
+        self.preboot_hint = preboot_hint
         self.images = images
         self.creation = creation
 
@@ -60,7 +70,7 @@ class Templates:
                 )
                 unit.session.add(row)
                 await unit.session.flush()
-                version = _next(unit, row, spec, images, request.note)
+                version = _next(unit, row, spec, images, request)
                 unit.answer = lambda: Created[Template](id=row.id, item=to_template(row, version))
                 await unit.session.flush()
         except IntegrityError as error:
@@ -100,9 +110,12 @@ class Templates:
             chosen = await choose_over(unit.session, caller.project, spec, held, anew)
             images = stored_of(chosen)
             await _check(unit.session, caller.project, spec, images)
-            if (spec, images) != (newest.spec, newest.images):
+            preboot = newest.preboot if request.preboot is None else request.preboot
+            if (spec, images, preboot) != (newest.spec, newest.images, newest.preboot):
                 unit.before = {"version": newest.version}
-                newest = _next(unit, row, spec, images, request.note)
+                wanted = request.model_copy(update={"preboot": preboot})
+                newest = _next(unit, row, spec, images, wanted)
+                await preboots.look_again(unit.session, row.id, unit.at)
         return to_template(row, newest)
 
     async def delete(self, caller: Caller, ref: str) -> None:
@@ -121,8 +134,10 @@ class Templates:
                     TemplateVersionRow.template_id == row.id
                 )
                 every = [each for held in await unit.session.scalars(of_it) for each in held.every]
+                await preboots.look_again(unit.session, row.id, unit.at)
                 await unit.session.delete(row)
             await self.images.discard({image.sha256 for image in every})
+        self.preboot_hint()
 
     async def get(self, project: str, ref: str) -> Template:
         """A template by its id or name. Raises NotFound."""
@@ -197,6 +212,8 @@ class Templates:
                 newer = await find_version(session, row, number)
                 new, called, without = (newer.spec, newer.images), str(newer.version), ()
         found = specs.differences((old.spec, old.images), new, without=without)
+        if vm is None and newer.preboot != old.preboot:
+            found.append(SpecChange(field="preboot", before=old.preboot, after=newer.preboot))
         return TemplateDiff(template=row.name, before=str(old.version), after=called, changes=found)
 
     async def instantiate(
@@ -214,9 +231,25 @@ class Templates:
             images=found.images,
             overrides=overrides_of(request),
             answer=lambda made: instantiated(made, version, request),
+            preboot=found.preboot and found.version == row.version and specs.may_be_cloned(request),
         )
         spec = specs.request_of(specs.overridden(found.spec, request), request)
-        return await self.creation.create(spec, caller, use), version
+        try:
+            made = await self.creation.create(spec, caller, use)
+        except NoCapacity:
+            if not use.preboot:
+                raise
+            # There is none left where such a VM was booted before: others boot for themselves.
+            made = await self.creation.create(spec, caller, replace(use, preboot=False))
+        if use.preboot:
+            self.preboot_hint()
+        return made, version
+
+    async def preboots(self, project: str, ref: str) -> Page[TemplatePreboot]:
+        """Where VMs of the template were booted before, by host. Raises NotFound."""
+        async with self.db.read() as session:
+            row = await find(session, project, ref)
+            return Page(items=await preboots.of_template(session, row.id))
 
     async def made_before(
         self, made: list[Vm], ref: str, project: str, done: keys.Done
@@ -293,7 +326,11 @@ async def _check(session: AsyncSession, project: str, spec: VmSpec, images: Stor
 
 
 def _next(
-    unit: UnitOfWork, row: TemplateRow, spec: VmSpec, images: StoredImages, note: str
+    unit: UnitOfWork,
+    row: TemplateRow,
+    spec: VmSpec,
+    images: StoredImages,
+    asked: TemplateCreate | TemplateChange,
 ) -> TemplateVersionRow:
     """Writes the next version."""
     row.version += 1
@@ -303,12 +340,13 @@ def _next(
         version=row.version,
         spec=spec,
         images=images,
-        note=note,
+        preboot=bool(asked.preboot),
+        note=asked.note,
         created_at=unit.at,
         created_by=unit.caller.actor,
     )
     unit.session.add(version)
-    unit.target, unit.after = row.id, {"name": row.name, "version": row.version, "note": note}
+    unit.target, unit.after = row.id, {"name": row.name, "version": row.version, "note": asked.note}
     return version
 
 
@@ -321,6 +359,7 @@ def to_template(row: TemplateRow, newest: TemplateVersionRow) -> Template:
         version=newest.version,
         spec=newest.spec,
         images=_shown(newest.images),
+        preboot=newest.preboot,
         created_at=row.created_at,
         updated_at=row.updated_at,
     )
@@ -334,6 +373,7 @@ def to_version(row: TemplateRow, version: TemplateVersionRow) -> TemplateVersion
         version=version.version,
         spec=version.spec,
         images=_shown(version.images),
+        preboot=version.preboot,
         note=version.note,
         created_at=version.created_at,
         created_by=version.created_by,

@@ -90,7 +90,7 @@ class VmCreation:
         names = names_of(request)
 
         async def draw(unit: UnitOfWork) -> Order:
-            return await _order_of(unit, request, names, use)
+            return await order_of(unit, request, names, use)
 
         answer = use.answer if use is not None else lambda vms: created(request, vms)
         return await self.make(caller, "vm.create", draw, answer)
@@ -154,6 +154,8 @@ class VmCreation:
         }
         if order.use is not None:
             unit.after["template"] = f"{order.use.name}@{order.use.version}"
+        if order.use is not None and order.origin is None and order.boot:
+            await order.use.want_booted(session, project, {row.host_id for row in rows}, unit.at)
         if order.origin is not None:
             unit.after["snapshot"] = order.origin.id
         if len(rows) > 1:
@@ -198,7 +200,7 @@ def _asked(order: Order) -> Resources:
     )
 
 
-async def _order_of(
+async def order_of(
     unit: UnitOfWork, request: VmCreate, names: Sequence[str | None], use: TemplateUse | None
 ) -> Order:
     """What a request asks for, with its images and volumes found and locked."""
@@ -227,14 +229,17 @@ async def _order_of(
         restart_policy=request.restart_policy,
         track_dirty_pages=request.track_dirty_pages,
     )
+    booted = await use.booted(session, unit.at) if use is not None and request.start else None
     return Order(
         blueprint,
         names,
         power="running" if request.start else "stopped",
         boot=1 if request.start else 0,
         expires_at=deadline(unit.at, request.ttl, request.expires_at),
-        host_id=next((volume.host_id for volume in attached.values()), None),
+        host_id=next((volume.host_id for volume in attached.values()), None)
+        or (booted.host_id if booted else None),
         volumes=[*attached.values()],
+        origin=StoredOrigin(id=booted.id, name=booted.name, boot=1) if booted else None,
         use=use,
     )
 

@@ -1,0 +1,311 @@
+"""Booting a template's VM once on each host, to keep it as a snapshot: lease → look → step.
+
+``wanted → booting → capturing → ready``; it goes when it is of no use any more. The VM that is
+booted for it is one like any other, with a name of its own and an end in case all managers die. A
+manager may be killed at any statement: every step is one transaction. See docs/templates.md.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import anyio
+import structlog
+from sqlalchemy import select, true
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from nexus.api.common import Ok
+from nexus.api.errors import NexusError
+from nexus.api.guest import GuestInfo
+from nexus.manager import specs, wanting
+from nexus.manager.agents import Agents
+from nexus.manager.db.session import Database
+from nexus.manager.db.tables import HostRow, SnapshotRow, VmRow
+from nexus.manager.db.template_tables import PrebootRow, TemplateRow, TemplateVersionRow
+from nexus.manager.pipelines import leases
+from nexus.manager.pipelines.snapshots import SnapshotPipeline
+from nexus.manager.pipelines.vms import VmPipeline
+from nexus.manager.services import snapshot_taking, snapshots
+from nexus.manager.services.template_use import TemplateUse
+from nexus.manager.services.vm_creation import Order, VmCreation, order_of
+from nexus.manager.uow import SYSTEM, Caller, UnitOfWork, change
+
+log = structlog.get_logger("pipeline.preboots")
+
+POLL_S = 2.0
+"""The price of a lost hint."""
+LOOK_S = 0.25
+"""How often a VM or a snapshot under way is looked at."""
+LATER_S = 5.0
+FETCH = 8
+PATIENCE = timedelta(minutes=10)
+"""How long the VM has until its guest is ready."""
+LIFETIME = timedelta(minutes=30)
+"""When it goes by itself, whatever has become of the managers."""
+STEADY = timedelta(seconds=1)
+"""A guest of nothing but a kernel has no agent that says it is ready: it has to run so long."""
+ASK_TIMEOUT_S = 3.0
+TAG = "nexus.preboot"
+
+
+class _LeaseLost(Exception):
+    """Another manager has the row now; this one changes nothing."""
+
+
+class PrebootPipeline:
+    """The worker that sees to all prebooted VMs; one for a manager process."""
+
+    def __init__(
+        self,
+        db: Database,
+        agents: Agents,
+        creation: VmCreation,
+        vms: VmPipeline,
+        captures: SnapshotPipeline,
+        instance: str,
+    ) -> None:
+        self.db = db
+        self.agents = agents
+        self.creation = creation
+        self.vms = vms
+        self.captures = captures
+        self.instance = instance
+        self._wake = anyio.Event()
+
+    def hint(self) -> None:
+        """There may be work. A hint that is lost costs ``POLL_S``."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        while True:
+            self._wake = anyio.Event()
+            rows = await self._fetch()
+            async with anyio.create_task_group() as tasks:
+                for row in rows:
+                    tasks.start_soon(self._work, row)
+            with anyio.move_on_after(LOOK_S if rows else POLL_S):
+                await self._wake.wait()
+
+    async def _fetch(self) -> Sequence[PrebootRow]:
+        now = datetime.now(UTC)
+        needs_work = PrebootRow.unsettled == true()
+        try:
+            async with self.db.read() as session:
+                if not await leases.any_due(session, PrebootRow, needs_work, now):
+                    return []
+            async with self.db.write() as session:
+                return await leases.claim(
+                    session, PrebootRow, needs_work, self.instance, now, FETCH
+                )
+        except (SQLAlchemyError, OSError):
+            log.exception("the database does not answer; trying again")
+            return []
+
+    async def _work(self, row: PrebootRow) -> None:
+        """One look and one step."""
+        try:
+            await self._step(row)
+        except _LeaseLost:
+            log.info("lease lost; nothing was changed", preboot=row.id)
+        except NexusError as error:
+            await self._fail(row, error.message)
+        except (SQLAlchemyError, OSError):
+            # The lease runs out and the row is tried again.
+            log.exception("work on a prebooted VM failed", preboot=row.id)
+
+    async def _step(self, row: PrebootRow) -> None:
+        async with self.db.read() as session:
+            is_stale = await _is_stale(session, row)
+        if is_stale:
+            await self._let_go(row)
+            return
+        match row.state:
+            case "wanted":
+                await self._boot(row)
+            case "booting":
+                await self._look_at_vm(row)
+            case "capturing":
+                await self._look_at_snapshot(row)
+            case "ready" | "failed":
+                async with change(self.db, _caller(row), "preboot.step", target=row.id) as unit:
+                    held = await _held(unit.session, row)
+                    held.unsettled = False
+                    leases.release(held)
+
+    async def _boot(self, row: PrebootRow) -> None:
+        """A VM of the version, on its host, as if somebody had asked for it by its name alone."""
+
+        async def draw(unit: UnitOfWork) -> Order:
+            held = await _held(unit.session, row)
+            version = await unit.session.get_one(TemplateVersionRow, (row.template_id, row.version))
+            spec = version.spec.model_copy(update={"ttl": None, "start": True})
+            use = TemplateUse(
+                row.template_id, row.template_name, row.version, version.images, {}, lambda _: Ok()
+            )
+            order = await order_of(unit, specs.request_of(spec), [row.vm_name], use)
+            about = order.blueprint.model_copy(
+                update={"tags": {TAG: row.template_name}, "restart_policy": "never"}
+            )
+            _become(held, "booting", unit.at)
+            # Not one of the template's VMs: nothing rolls over it.
+            return replace(
+                order,
+                blueprint=about,
+                use=None,
+                host_id=row.host_id,
+                expires_at=unit.at + LIFETIME,
+                because=f"booted for template {row.template_name}",
+            )
+
+        await self.creation.make(_caller(row), "template.preboot", draw, lambda _: Ok())
+
+    async def _look_at_vm(self, row: PrebootRow) -> None:
+        async with self.db.read() as session:
+            vm = await _vm(session, row)
+        now = datetime.now(UTC)
+        if vm is None:
+            await self._fail(row, "the VM that was booted for it is gone")
+        elif vm.state in ("error", "stopped", "paused") and not vm.unsettled:
+            said = vm.error.message if vm.error else f"it is {vm.state}"
+            await self._fail(row, f"the VM that was booted for it did not come up: {said}")
+        elif await self._is_up(vm, now):
+            await self._capture(row)
+        elif now >= row.updated_at + PATIENCE:
+            await self._fail(row, "the guest did not say that it is ready")
+        else:
+            await self._later(row, LOOK_S)
+
+    async def _is_up(self, vm: VmRow, now: datetime) -> bool:
+        if vm.state != "running" or vm.unsettled:
+            return False
+        if vm.rootfs is None and vm.initrd is None:
+            return vm.started_at is not None and now >= vm.started_at + STEADY
+        info: GuestInfo | None = None
+        try:
+            with anyio.move_on_after(ASK_TIMEOUT_S):
+                info = await self.agents.of(vm.host_id).guest(vm.id)
+        except NexusError as error:
+            log.debug("the guest does not answer yet", vm_id=vm.id, error=error.message)
+        return info is not None and info.ready
+
+    async def _capture(self, row: PrebootRow) -> None:
+        async with change(self.db, _caller(row), "preboot.capture", target=row.id) as unit:
+            held = await _held(unit.session, row)
+            vm = await _vm(unit.session, row, lock=True)
+            if vm is None:
+                return  # the next look says so
+            host = await unit.session.get_one(HostRow, row.host_id)
+            snapshot = await snapshot_taking.begin(unit, vm, row.vm_name, "full")
+            snapshot.template_id = row.template_id
+            held.snapshot_id, held.vmm_version = snapshot.id, host.engine_version
+            _become(held, "capturing", unit.at)
+        self.captures.hint()
+        self.hint()
+
+    async def _look_at_snapshot(self, row: PrebootRow) -> None:
+        async with self.db.read() as session:
+            snapshot = await session.get(SnapshotRow, row.snapshot_id)
+        if snapshot is None or snapshot.state in ("error", "deleting"):
+            said = snapshot.error.message if snapshot and snapshot.error else "it is gone"
+            await self._fail(row, f"the snapshot was not taken: {said}")
+        elif snapshot.state != "ready":
+            await self._later(row, LOOK_S)
+        else:
+            async with change(self.db, _caller(row), "preboot.ready", target=row.id) as unit:
+                held = await _held(unit.session, row)
+                told = await _remove_vm(unit, row)
+                _become(held, "ready", unit.at)
+                held.unsettled = False
+            self._tell(told)
+
+    async def _let_go(self, row: PrebootRow) -> None:
+        """Removes the VM and the snapshot, and the row when nobody needs them any more."""
+        try:
+            async with change(self.db, _caller(row), "preboot.delete", target=row.id) as unit:
+                held = await _held(unit.session, row)
+                told = await _remove_vm(unit, row)
+                snapshot = None
+                if row.snapshot_id is not None:
+                    snapshot = await unit.session.get(
+                        SnapshotRow, row.snapshot_id, with_for_update=True
+                    )
+                if snapshot is not None:
+                    await snapshots.check_not_needed(unit.session, snapshot, merge=False)
+                    snapshots.discard(snapshot, unit.at)
+                await unit.session.delete(held)
+        except NexusError as error:
+            log.info("a prebooted VM is needed still", preboot=row.id, error=error.message)
+            await self._later(row, LATER_S)
+            return
+        self._tell(told)
+        self.captures.hint()
+
+    async def _fail(self, row: PrebootRow, message: str) -> None:
+        try:
+            async with change(self.db, _caller(row), "preboot.fail", target=row.id) as unit:
+                held = await _held(unit.session, row)
+                told = await _remove_vm(unit, row)
+                _become(held, "failed", unit.at)
+                held.message, held.unsettled = message, False
+        except _LeaseLost:
+            return
+        log.warning("a template is not prebooted", template=row.template_name, error=message)
+        self._tell(told)
+
+    async def _later(self, row: PrebootRow, after_s: float) -> None:
+        async with self.db.write() as session:
+            held = await leases.held(session, PrebootRow, row.id, row.lease_token or "")
+            if held is not None:
+                held.next_attempt_at = datetime.now(UTC) + timedelta(seconds=after_s)
+                leases.release(held)
+
+    def _tell(self, vm: VmRow | None) -> None:
+        if vm is not None:
+            self.vms.hint()
+
+
+def _caller(row: PrebootRow) -> Caller:
+    return replace(SYSTEM, project=row.project)
+
+
+def _become(row: PrebootRow, state: str, now: datetime) -> None:
+    row.state = state  # type: ignore[assignment]
+    row.updated_at, row.next_attempt_at = now, now
+    leases.release(row)
+
+
+async def _held(session: AsyncSession, row: PrebootRow) -> PrebootRow:
+    held = await leases.held(session, PrebootRow, row.id, row.lease_token or "")
+    if held is None:
+        raise _LeaseLost
+    return held
+
+
+async def _is_stale(session: AsyncSession, row: PrebootRow) -> bool:
+    """Whether it is of no use: of an old version, without a snapshot, or of another VMM."""
+    template = await session.get(TemplateRow, row.template_id)
+    if template is None or template.version != row.version:
+        return True
+    if row.state != "ready":
+        return False
+    snapshot = await session.get(SnapshotRow, row.snapshot_id)
+    host = await session.get(HostRow, row.host_id)
+    if snapshot is None or snapshot.state != "ready" or host is None:
+        return True
+    return host.engine_version != row.vmm_version or host.engine != snapshot.engine
+
+
+async def _vm(session: AsyncSession, row: PrebootRow, *, lock: bool = False) -> VmRow | None:
+    query = select(VmRow).where(
+        VmRow.project == row.project, VmRow.name == row.vm_name, VmRow.power != "deleted"
+    )
+    return await session.scalar(query.with_for_update() if lock else query)
+
+
+async def _remove_vm(unit: UnitOfWork, row: PrebootRow) -> VmRow | None:
+    vm = await _vm(unit.session, row, lock=True)
+    if vm is not None:
+        wanting.act(unit, vm, "delete", because=("deleting", "it was booted for its template"))
+    return vm
