@@ -126,6 +126,8 @@ class Guest:
     def load(self, stream: bytes, refused: str) -> None:
         """Feeds a saved stream to a QEMU that was launched without a kernel."""
         self.ask(refused, "migrate-set-capabilities", capabilities=_CAPABILITIES)
+        # A clone is not to tell the network that it has its source's addresses.
+        self.ask(refused, "migrate-set-parameters", **{"announce-rounds": 0})
         source = os.memfd_create("nexus-state")
         try:
             os.pwrite(source, stream, 0)

@@ -58,9 +58,7 @@ class Memory(msgspec.Struct, frozen=True):
     def _save_changes(self, target: int, qemu_pid: int) -> None:
         """Writes the pages of which QEMU has its own copy."""
         process = f"/proc/{qemu_pid}"
-        mappings = _mappings(process, os.fstat(self.fd).st_ino)
-        if sum(length for _, _, length in mappings) != self.size_bytes:
-            raise Fault(f"{_CREATE}QEMU does not map all of the machine's memory.")
+        mappings = _mappings(process, os.fstat(self.fd).st_ino, self.size_bytes)
         memory = os.open(f"{process}/mem", os.O_RDONLY | os.O_CLOEXEC)
         pagemap = os.open(f"{process}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -117,16 +115,23 @@ def of_snapshot(path: str, size_bytes: int, *, huge: bool, discards: bool) -> Me
 # -- pages of another process --------------------------------------------------------------------
 
 
-def _mappings(process: str, inode: int) -> list[tuple[int, int, int]]:
-    """Where a process maps a file privately: address, offset in the file, and length."""
-    found = []
+def _mappings(process: str, inode: int, size_bytes: int) -> list[tuple[int, int, int]]:
+    """Where a process maps a file of this size privately: address, offset in the file, length.
+
+    The kernel may have cut the mapping into parts. Its device is not that of stat(2) on every file
+    system, and another device's file may have the same number: what makes up the size is it.
+    """
+    found: dict[str, list[tuple[int, int, int]]] = {}
     with open(f"{process}/maps") as maps:  # noqa: PTH123 - pathlib is not imported otherwise
         for line in maps:
-            addresses, access, offset, _, number, *_ = line.split()
+            addresses, access, offset, device, number, *_ = line.split()
             if int(number) == inode and access == "rw-p":
                 start, end = (int(text, 16) for text in addresses.split("-"))
-                found.append((start, int(offset, 16), end - start))
-    return found
+                found.setdefault(device, []).append((start, int(offset, 16), end - start))
+    for parts in found.values():
+        if sum(length for _, _, length in parts) == size_bytes:
+            return parts
+    raise Fault(f"{_CREATE}QEMU does not map all of the machine's memory.")
 
 
 def _changed(pagemap: int, address: int, length: int) -> Iterator[tuple[int, int]]:

@@ -16,7 +16,6 @@ from tests.qemu.vmm import READY, Vmm, fetch, ip, write_config
 pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
 VSOCK = {"guest_cid": 3, "uds_path": "v.sock"}
-MACHINE = {"vcpu_count": 1, "mem_size_mib": 128, "track_dirty_pages": True}
 HOST, GUEST = "172.31.8.1", "172.31.8.2"
 MAC = "06:00:00:00:00:01"
 
@@ -73,8 +72,7 @@ def origin(
     new_tap: Callable[[], str], linux_images: LinuxImages, tmp_path_factory: pytest.TempPathFactory
 ) -> Origin:
     folder = tmp_path_factory.mktemp("origin")
-    more = {"vsock": VSOCK, "machine-config": MACHINE}
-    write_config(folder, linux_images, tap=new_tap(), address=GUEST, **more)
+    write_config(folder, linux_images, tap=new_tap(), address=GUEST, vsock=VSOCK)
     vmm = Vmm(folder, "--api-sock", "api.sock", "--config-file", "vmm.json")
     try:
         vmm.wait_console(READY)
@@ -102,6 +100,7 @@ def load(tmp_path: Path, new_tap: Callable[[], str]) -> Iterator[Callable[..., V
             "snapshot_path": "snap",
             "mem_backend": {"backend_type": "File", "backend_path": "mem"},
             "resume_vm": resume,
+            "enable_diff_snapshots": True,
             "network_overrides": [{"iface_id": "eth0", "host_dev_name": new_tap()}],
         }
         made[-1].must("PUT", "/snapshot/load", order)
