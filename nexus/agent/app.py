@@ -13,7 +13,15 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import HTTPConnection
 
 from nexus import httpd
-from nexus.agent import console, events, guest_routes, logs, proxy, snapshot_routes
+from nexus.agent import (
+    archive_routes,
+    console,
+    events,
+    guest_routes,
+    logs,
+    proxy,
+    snapshot_routes,
+)
 from nexus.agent.events import Feed
 from nexus.agent.fleet import Fleet
 from nexus.agent.follow import FileWatch, follow
@@ -59,6 +67,7 @@ def make_app(settings: Settings, tools: Tools, feed: Feed) -> httpd.App:
     _add_proxy(app)
     guest_routes.add(app, _guest_socket)
     snapshot_routes.add(app, _fleet)
+    archive_routes.add(app, _fleet)
     if settings.token is not None and not settings.bind.startswith("unix:"):
         return TokenGate(app, settings.token)
     return app

@@ -59,12 +59,7 @@ def create(
             made = client.snapshots.create(vm, name=name, kind=kind, wait=wait, timeout_s=timeout_s)
     except ValueError as error:
         raise UsageFault(problems(error)) from error
-    if session.output == "json":
-        print_json({"id": made.id, "item": as_json(made)})
-    elif session.output == "name":
-        print(made.name)
-    else:
-        table(HEADINGS, [_row(made)])
+    print_snapshot(session, made)
     if made.error is not None:
         raise NexusApiError(
             409,
@@ -73,6 +68,16 @@ def create(
             suggestion=made.error.suggestion,
             fault_message=made.error.fault_message,
         )
+
+
+def print_snapshot(session: Session, made: Snapshot) -> None:
+    """What was made, in the form that was asked for."""
+    if session.output == "json":
+        print_json({"id": made.id, "item": as_json(made)})
+    elif session.output == "name":
+        print(made.name)
+    else:
+        table(HEADINGS, [_row(made)])
 
 
 def ls(session: Session, vm: str | None, name: str | None, state: SnapshotState | None) -> None:

@@ -1,6 +1,7 @@
 """``client.snapshots``, and snapshots in ``client.vms``, sync and async."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING
 
 from nexus.api.snapshots import SnapshotKind
@@ -15,6 +16,7 @@ from nexus.api.vm_snapshots import (
 )
 from nexus.api.vms import Vm, WaitState
 from nexus.client.calls import snapshots as calls
+from nexus.client.files import AsyncRemoteFile, RemoteFile
 
 if TYPE_CHECKING:
     from nexus.client.async_client import AsyncClient
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
 def request_of(name: str | None, kind: SnapshotKind) -> SnapshotCreate:
     """Raises ValueError for a name that no snapshot can have."""
     return SnapshotCreate(kind=kind) if name is None else SnapshotCreate(name=name, kind=kind)
+
+
+def archive_headers(size_bytes: int | None) -> dict[str, str]:
+    """What a request says that sends an archive."""
+    headers = {"content-type": "application/octet-stream"}
+    return headers if size_bytes is None else {**headers, "content-length": str(size_bytes)}
 
 
 class Snapshots:
@@ -98,6 +106,23 @@ class Snapshots:
         each is so or in ``error``."""
         wish = request or SnapshotClone()
         return self._client.send(calls.instantiate(ref, wish, wait, timeout_s, idempotency_key))
+
+    def export(self, ref: str) -> AbstractContextManager[RemoteFile]:
+        """``with client.snapshots.export(ref) as file``: one archive, ``file.size_bytes`` large, to
+        be read once, piece by piece. It holds what the guest had in memory."""
+        return self._client.download(calls.export_snapshot(ref))
+
+    def import_archive(
+        self,
+        content: Iterator[bytes],
+        *,
+        name: str | None = None,
+        host: str | None = None,
+        size_bytes: int | None = None,
+    ) -> Snapshot:
+        """A snapshot of what an export wrote, sent as it comes. Its host verifies every file."""
+        call = calls.import_snapshot(name, host)
+        return self._client.send_stream(call, content, archive_headers(size_bytes))
 
 
 class SnapshotCalls:
@@ -222,6 +247,23 @@ class AsyncSnapshots:
         return await self._client.send(
             calls.instantiate(ref, wish, wait, timeout_s, idempotency_key)
         )
+
+    def export(self, ref: str) -> AbstractAsyncContextManager[AsyncRemoteFile]:
+        """``async with client.snapshots.export(ref) as file``: one archive, ``file.size_bytes``
+        large, to be read once, piece by piece. It holds what the guest had in memory."""
+        return self._client.download(calls.export_snapshot(ref))
+
+    async def import_archive(
+        self,
+        content: AsyncIterator[bytes],
+        *,
+        name: str | None = None,
+        host: str | None = None,
+        size_bytes: int | None = None,
+    ) -> Snapshot:
+        """A snapshot of what an export wrote, sent as it comes. Its host verifies every file."""
+        call = calls.import_snapshot(name, host)
+        return await self._client.send_stream(call, content, archive_headers(size_bytes))
 
 
 class AsyncSnapshotCalls:

@@ -97,6 +97,28 @@ class Agent:
         path = f"/agent/v1/snapshots/{snapshot_id}"
         return self._read(HostSnapshot, await self._ask("GET", path))
 
+    @contextlib.asynccontextmanager
+    async def get_archive(
+        self, snapshot_id: str
+    ) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+        """A snapshot's archive: its size, and its content as it comes."""
+        async with self._stream(
+            f"/agent/v1/snapshots/{snapshot_id}/archive", params={}, silence_s=CAPTURE_TIMEOUT_S
+        ) as answer:
+            sizes = [value for name, value in answer.headers if name.lower() == b"content-length"]
+            yield int(sizes[0]), self._chunks(answer)
+
+    async def put_archive(self, snapshot_id: str, content: AsyncIterator[bytes]) -> HostSnapshot:
+        """Sends an archive as it comes; what ``content`` raises is passed on."""
+        answer = await self._ask(
+            "PUT",
+            f"/agent/v1/snapshots/{snapshot_id}/archive",
+            content=content,
+            headers={"content-type": "application/octet-stream"},
+            timeout_s=CAPTURE_TIMEOUT_S,
+        )
+        return self._read(HostSnapshot, answer)
+
     async def delete_snapshot(self, snapshot_id: str) -> None:
         """Removes a snapshot's files. Raises NexusError 409 while a diff on top needs them."""
         await self._ask("DELETE", f"/agent/v1/snapshots/{snapshot_id}")

@@ -41,6 +41,7 @@ from nexus.manager.routes import (
     proxy,
     quotas,
     rollouts,
+    snapshot_archives,
     snapshots,
     templates,
     uploads,
@@ -66,6 +67,7 @@ from nexus.manager.services.images import Images
 from nexus.manager.services.networks import Networks
 from nexus.manager.services.quotas import Quotas
 from nexus.manager.services.rollouts import Rollouts
+from nexus.manager.services.snapshot_archives import SnapshotArchives
 from nexus.manager.services.snapshot_schedules import SnapshotSchedules
 from nexus.manager.services.snapshot_use import SnapshotUse
 from nexus.manager.services.snapshots import Snapshots
@@ -103,6 +105,7 @@ ROUTERS = (
     hosts.router,
     networks.router,
     volumes.router,
+    snapshot_archives.router,
     snapshots.router,
     quotas.router,
     usage.router,
@@ -156,6 +159,7 @@ def make_runtime(settings: Settings) -> Runtime:
         snapshots=Snapshots(db, agents, snapshot_pipeline, waiters),
         snapshot_use=SnapshotUse(db, creation, pipeline),
         snapshot_schedules=SnapshotSchedules(db),
+        snapshot_archives=SnapshotArchives(db, agents, snapshot_pipeline),
         schedule_pipeline=SchedulePipeline(db, snapshot_pipeline),
         quotas=Quotas(db),
         usage=UsageService(db, images_service.store),

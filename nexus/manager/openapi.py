@@ -110,7 +110,11 @@ def refusals(path: str, method: str) -> set[int]:
         found.update(HOSTS)
     if path == "/v1/images/{ref}":
         found.add(409)
-    if "/uploads/" in path or path.endswith("/files"):
+    if path == "/v1/snapshots/import":
+        found.update(HOSTS)
+    if path.startswith("/v1/snapshots/{ref}/export"):
+        found.update(HOSTS)
+    if "/uploads/" in path or path.endswith(("/files", "/import")):
         found.update((409, 415))
     if path.endswith("/firecracker/{path}"):
         found.add(405)

@@ -27,6 +27,7 @@ from nexus.manager.services.images import Images
 from nexus.manager.services.networks import Networks
 from nexus.manager.services.quotas import Quotas
 from nexus.manager.services.rollouts import Rollouts
+from nexus.manager.services.snapshot_archives import SnapshotArchives
 from nexus.manager.services.snapshot_schedules import SnapshotSchedules
 from nexus.manager.services.snapshot_use import SnapshotUse
 from nexus.manager.services.snapshots import Snapshots
@@ -71,6 +72,7 @@ class Runtime:
     snapshots: Snapshots
     snapshot_use: SnapshotUse
     snapshot_schedules: SnapshotSchedules
+    snapshot_archives: SnapshotArchives
     schedule_pipeline: SchedulePipeline
     quotas: Quotas
     usage: UsageService

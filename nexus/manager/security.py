@@ -36,6 +36,7 @@ Permission = Literal[
     "templates:write",
     "snapshots:read",
     "snapshots:write",
+    "snapshots:import",
     "hosts:read",
     "hosts:write",
     "quotas:read",

@@ -1,5 +1,7 @@
 """Snapshots on the command line, and by the asynchronous client."""
 
+from pathlib import Path
+
 import pytest
 
 from nexus.api.vm_snapshots import SnapshotClone
@@ -7,7 +9,7 @@ from nexus.client import AsyncClient, ConflictError
 from tests.cli.calling import call, done, done_json
 from tests.cli.test_completion import tab
 from tests.client.wire import TOKEN, Wire
-from tests.client.wire_snapshots import make_snapshot
+from tests.client.wire_snapshots import ARCHIVE, make_snapshot
 
 
 def test_a_life_of_a_snapshot(wire: Wire) -> None:
@@ -51,6 +53,22 @@ def test_clones_and_the_way_back(wire: Wire) -> None:
     assert (back["boot"], back["origin"]["name"]) == (2, "base")
     assert call(wire, "snapshot", "clone", "nope").returncode == 3
     assert call(wire, "snapshot", "clone", "base", "--ttl", "soon").returncode == 2
+
+
+def test_archives(wire: Wire, tmp_path: Path) -> None:
+    wire.snapshots = [make_snapshot(wire.vms[0], name) for name in ("base", "short")]
+    told = call(wire, "snapshot", "export", "base", cwd=tmp_path)
+    assert told.stdout == b"base.nexus-snapshot.tar\n", told.stderr
+    file = tmp_path / "base.nexus-snapshot.tar"
+    assert (file.read_bytes(), file.stat().st_mode & 0o777) == (ARCHIVE, 0o600)
+    assert call(wire, "snapshot", "export", "base", "-").stdout == ARCHIVE
+    broken = call(wire, "snapshot", "export", "short", cwd=tmp_path)
+    assert broken.returncode == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == [file.name], "no half of one is left"
+    assert call(wire, "snapshot", "import", str(file), "-o", "name").stdout == b"imported\n"
+    named = call(wire, "snapshot", "import", "-", "--name", "two", stdin=b"from a pipe")
+    assert (named.returncode, wire.uploaded) == (0, b"from a pipe")
+    assert call(wire, "snapshot", "import", str(tmp_path / "nope")).returncode == 2
 
 
 def test_a_schedule(wire: Wire) -> None:

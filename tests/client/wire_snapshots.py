@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 
 from nexus.api.common import Created, CreatedMany, Item, Ok, Page
 from nexus.api.errors import InUse, NotFound
@@ -23,6 +23,8 @@ from nexus.ids import new_id
 
 if TYPE_CHECKING:
     from tests.client.wire import Wire
+
+ARCHIVE = b"an archive" * 1000
 
 
 def make_snapshot(vm: Vm, name: str, **changes: Any) -> Snapshot:
@@ -88,6 +90,24 @@ def add_snapshot_routes(app: FastAPI, wire: "Wire", check: Callable[[Request], N
         following = cursor + limit
         more = str(following) if following < len(wire.snapshots) else None
         return Page(items=wire.snapshots[cursor:following], next_cursor=more)
+
+    @app.post("/v1/snapshots/import", status_code=201)
+    async def take_in(request: Request, name: str | None = None) -> Created[Snapshot]:
+        check(request)
+        assert request.headers["content-type"] == "application/octet-stream"
+        wire.uploaded = await request.body()
+        made = make_snapshot(wire.vms[0], name or "imported", vm_id=None)
+        wire.snapshots.append(made)
+        return Created(id=made.id, item=made)
+
+    @app.get("/v1/snapshots/{ref}/export")
+    async def export(request: Request, ref: str) -> Response:
+        check(request)
+        size = str(len(ARCHIVE))
+        headers = {"x-nexus-file-size": size}
+        if find(ref).name == "short":
+            headers["content-length"] = str(len(ARCHIVE) + 1)
+        return Response(ARCHIVE, media_type="application/octet-stream", headers=headers)
 
     @app.get("/v1/snapshots/{ref}")
     async def get(request: Request, ref: str) -> Item[Snapshot]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nexus.api.vm_snapshots import SnapshotClone
 from nexus.client import Client
 from tests.integration.installation import Installation, machine_state, wait_for
 from tests.integration.test_networks import client_of
@@ -33,7 +34,9 @@ def said(log: Path) -> list[str]:
 
 
 @pytest.mark.firecracker
-def test_clones_go_on_and_so_does_their_vm(firecracker_installation: Installation) -> None:
+def test_clones_go_on_and_so_does_their_vm(
+    firecracker_installation: Installation, tmp_path: Path
+) -> None:
     installation = firecracker_installation
     before = machine_state(installation.data)
     shelf = installation.data / "fc" / "snapshots"
@@ -64,8 +67,16 @@ def test_clones_go_on_and_so_does_their_vm(firecracker_installation: Installatio
         assert back["nics"] == vm["nics"]
         assert counted(client, installation, vm["id"]) <= at_least + 4, "it is as it was then"
 
-        installation.cli("rm", "-f", "first", "job-1")
-        assert installation.cli("snapshot", "rm", "base") == "base\n"
+        # Out into a file and in again: what is made of it goes on all the same.
+        archive = tmp_path / "base.tar"
+        installation.cli("snapshot", "export", "base", str(archive))
+        client.snapshots.delete("base")
+        installation.cli("snapshot", "import", str(archive), "--name", "again")
+        (late,) = client.snapshots.clone("again", SnapshotClone(name="late"), wait="running")
+        assert counted(client, installation, late.id) > 0
+
+        installation.cli("rm", "-f", "first", "job-1", "late")
+        assert installation.cli("snapshot", "rm", "again") == "again\n"
         assert list(shelf.iterdir()) == []
         assert counted(client, installation, clones[1]["id"]) > 0, "clones stay"
         installation.cli("rm", "-f", "job-2", "job-3")

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import anyio
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
+from nexus.api.archives import END, META, ArchiveReader, entry
 from nexus.api.common import Ok, Page
 from nexus.api.errors import InvalidState, NotFound
 from nexus.api.machines import Machine, MachineStatus
@@ -31,6 +32,8 @@ class Shelf:
         """Set when a capture has come in."""
         self.faults: list[Callable[[], Response | None]] = []
         """Taken one by one: each may answer in place of the next PUT or DELETE."""
+        self.making: dict[str, anyio.Event] = {}
+        """Those that are being taken in: a deletion waits for their end, as an agent's does."""
         self.lose_answers = 0
         """So many PUTs do their work and then break the connection."""
 
@@ -40,6 +43,8 @@ class Shelf:
         app.get("/agent/v1/snapshots/{snapshot_id}")(self._get)
         app.get("/agent/v1/snapshots")(self._list)
         app.delete("/agent/v1/snapshots/{snapshot_id}", response_model=None)(self._delete)
+        app.get("/agent/v1/snapshots/{snapshot_id}/archive")(self._send)
+        app.put("/agent/v1/snapshots/{snapshot_id}/archive", response_model=None)(self._take_in)
 
     async def _put(self, snapshot_id: str, order: SnapshotOrder) -> HostSnapshot | Response:
         self.begun.set()
@@ -101,8 +106,30 @@ class Shelf:
     async def _delete(self, snapshot_id: str) -> Ok | Response:
         if self.faults and (answer := self.faults.pop(0)()) is not None:
             return answer
+        if snapshot_id in self.making:
+            await self.making[snapshot_id].wait()
         for held in [*self.held.values()]:
             if held.parent_id == snapshot_id and held.needs_parent:
                 self.merge(held.id)
         self.held.pop(snapshot_id, None)
         return Ok()
+
+    async def _send(self, snapshot_id: str) -> Response:
+        meta = entry(META, self.held[snapshot_id].model_dump_json().encode())
+        return Response(meta + END, media_type="application/octet-stream")
+
+    async def _take_in(self, snapshot_id: str, request: Request) -> HostSnapshot | Response:
+        self.making[snapshot_id] = anyio.Event()
+        self.begun.set()
+        try:
+            reader = ArchiveReader(request.stream())
+            meta = HostSnapshot.model_validate_json(await reader.text(META))
+            await reader.end()
+            if self.hold is not None:
+                await self.hold.wait()
+            if self.faults and (answer := self.faults.pop(0)()) is not None:
+                return answer
+            self.held[snapshot_id] = meta.model_copy(update={"id": snapshot_id})
+            return self.held[snapshot_id]
+        finally:
+            self.making.pop(snapshot_id).set()

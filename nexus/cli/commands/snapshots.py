@@ -1,5 +1,6 @@
 """``nexus snapshot …``"""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -207,3 +208,41 @@ def unschedule_snapshots(context: typer.Context, vm: Name, output: Output = None
     from nexus.cli import snapshot_schedules
 
     snapshot_schedules.unschedule(session(context, output), vm)
+
+
+@commands.command("export")
+def export_snapshot(
+    context: typer.Context,
+    name: Snapshot,
+    file: Annotated[
+        str | None, typer.Argument(help="NAME.nexus-snapshot.tar when left away; - is stdout.")
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Write a snapshot into one archive, with its checksums. It holds the guest's memory.
+
+    Example: nexus snapshot export gold
+    Example: nexus snapshot export gold - | zstd > gold.tar.zst
+    """
+    from nexus.cli import snapshot_files
+
+    snapshot_files.export(session(context, output), name, file)
+
+
+@commands.command("import")
+def import_snapshot(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="What an export wrote; - is stdin.")],
+    name: Annotated[str | None, typer.Option("--name", help="Its own when left away.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Where it is to lie.")] = None,
+    output: Output = None,
+) -> None:
+    """Make a snapshot of an archive, which its host verifies. Take archives only from whom you
+    trust: a VMM does what the state in one says.
+
+    Example: nexus snapshot import gold.nexus-snapshot.tar --name gold-2
+    Example: zstd -dc gold.tar.zst | nexus snapshot import -
+    """
+    from nexus.cli import snapshot_files
+
+    snapshot_files.take_in(session(context, output), file, name, host)

@@ -149,3 +149,12 @@ def get_schedule(vm: str) -> Call[SnapshotSchedule]:
 
 def delete_schedule(vm: str) -> Call[None]:
     return Call("DELETE", _schedule(vm), nothing)
+
+
+def export_snapshot(ref: str) -> Call[None]:
+    return Call("GET", one(PATH, ref, "export"), nothing)
+
+
+def import_snapshot(name: str | None, host: str | None) -> Call[Snapshot]:
+    query = {"name": name, "host": host}
+    return Call("POST", f"{PATH}/import", created(Created[Snapshot]), query)

@@ -50,7 +50,7 @@ async def begin(
         next_attempt_at=unit.at,
         attempts=0,
     )
-    await _check_name(session, row.project, row.name)
+    await check_name(session, row.project, row.name)
     session.add(row)
     await session.flush()
     unit.target = row.id
@@ -90,7 +90,7 @@ def name_taken(name: str) -> NameTaken:
     )
 
 
-async def _check_name(session: AsyncSession, project: str, name: str) -> None:
+async def check_name(session: AsyncSession, project: str, name: str) -> None:
     query = select(SnapshotRow.id).where(SnapshotRow.project == project, SnapshotRow.name == name)
     if await session.scalar(query) is not None:
         raise name_taken(name)
