@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import cli, create, fleet, heal, linux, reads
-from bench.table import machine, markdown
+from bench import cli, create, fleet, heal, linux, reads, snapshots
+from bench.table import Table, machine, markdown
 
+KINDS = ("cli", "create", "fleet", "heal", "linux", "reads", "snapshots")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -21,10 +23,9 @@ def main() -> None:
     parser.add_argument("--fleet-rounds", type=int, default=5, help="creates of many VMs at once")
     parser.add_argument("--fleet", type=int, default=100, help="how many VMs these are")
     parser.add_argument("--heal-rounds", type=int, default=50, help="VMMs killed")
-    parser.add_argument(
-        "--only", choices=["cli", "create", "fleet", "heal", "linux", "reads"], help="one table"
-    )
+    parser.add_argument("--only", choices=KINDS, help="one of them")
     parser.add_argument("--read-rounds", type=int, default=500, help="reads of each kind")
+    parser.add_argument("--clone-rounds", type=int, default=50, help="clones one at a time")
     parser.add_argument("--cli-rounds", type=int, default=30, help="starts of each command")
     parser.add_argument("--save", action="store_true", help="append the tables to RESULTS.md")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -36,15 +37,23 @@ def main() -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     with tempfile.TemporaryDirectory(prefix="nexus-bench-") as folder:
         place = Path(folder)
-        measures = {
-            "create": lambda: create.measure(place / "f", options.rounds),
-            "fleet": lambda: fleet.measure(place / "n", options.fleet_rounds, options.fleet),
-            "heal": lambda: heal.measure(place / "h", options.heal_rounds),
-            "linux": lambda: linux.measure(place / "q", options.linux_rounds),
-            "cli": lambda: cli.measure(place / "c", options.cli_rounds),
-            "reads": lambda: reads.measure(place / "r", options.read_rounds),
+        measures: dict[str, Callable[[], list[Table]]] = {
+            "create": lambda: [create.measure(place / "f", options.rounds)],
+            "fleet": lambda: [fleet.measure(place / "n", options.fleet_rounds, options.fleet)],
+            "snapshots": lambda: snapshots.measure(
+                place / "s", options.clone_rounds, options.fleet_rounds, options.fleet
+            ),
+            "heal": lambda: [heal.measure(place / "h", options.heal_rounds)],
+            "linux": lambda: [linux.measure(place / "q", options.linux_rounds)],
+            "cli": lambda: [cli.measure(place / "c", options.cli_rounds)],
+            "reads": lambda: [reads.measure(place / "r", options.read_rounds)],
         }
-        tables = [measure() for name, measure in measures.items() if options.only in (None, name)]
+        tables = [
+            table
+            for name, measure in measures.items()
+            if options.only in (None, name)
+            for table in measure()
+        ]
     title = f"## {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine()}, load {os.getloadavg()[0]:.1f}"
     text = "\n\n".join([title, *(markdown(table) for table in tables)]) + "\n"
     print(text)

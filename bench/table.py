@@ -11,9 +11,10 @@ from pathlib import Path
 class Table:
     title: str
     rows: dict[str, list[float]]
-    """Milliseconds of every round, by what was measured."""
+    """The figure of every round, by what was measured."""
     against: str
     """The row that the others are compared with."""
+    unit: str = "ms"
 
 
 def markdown(table: Table) -> str:
@@ -22,7 +23,7 @@ def markdown(table: Table) -> str:
     lines = [
         f"### {table.title}",
         "",
-        "| what | n | p50 ms | p99 ms | × p50 |",
+        f"| what | n | p50 {table.unit} | p99 {table.unit} | × p50 |",
         "| --- | --- | --- | --- | --- |",
     ]
     for name, values in table.rows.items():
