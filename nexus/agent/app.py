@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 from nexus import httpd
 from nexus.agent import (
     archive_routes,
+    checkup,
     console,
     events,
     guest_routes,
@@ -31,6 +32,7 @@ from nexus.agent.settings import Settings
 from nexus.agent.tools import Tools
 from nexus.agent.usage import measure
 from nexus.api.common import Ok, Page, Uuid
+from nexus.api.doctor import Diagnosis
 from nexus.api.errors import BadRequest, InvalidState, NotFound
 from nexus.api.hosts import Capacity, Inventory
 from nexus.api.machines import VMM_BODY_BYTES, Machine, MachineStatus, VolumeCopyOrder
@@ -131,6 +133,11 @@ def _add_vm_routes(app: FastAPI, feed: Feed) -> None:
     async def delete_vm(request: Request, vm_id: VmId) -> Ok:
         await _fleet(request).delete(vm_id)
         return Ok()
+
+    @app.get("/agent/v1/vms/{vm_id}/network-doctor")
+    async def diagnose(request: Request, vm_id: VmId) -> Diagnosis:
+        fleet = _fleet(request)
+        return await checkup.examine(fleet.tools.network, fleet.get(vm_id))
 
     @app.delete("/agent/v1/volumes/{volume_id}")
     async def delete_volume(request: Request, volume_id: Annotated[Uuid, Path()]) -> Ok:

@@ -22,6 +22,7 @@ _TUNSETOWNER = 0x400454CC
 _TUNSETGROUP = 0x400454CE
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
+_IFF_UP = 0x1
 # <linux/sockios.h>, <linux/if.h>
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 _SIOCBRADDIF = 0x89A2
@@ -37,6 +38,11 @@ class Link:
     alias: str | None
     kind: str | None
     master: int | None
+    up: bool = False
+    carrier: bool = False
+    """Whether something is at the other end."""
+    owner: int | None = None
+    """Of a TAP: the uid that may open it; None for nobody in particular."""
 
 
 class Links:
@@ -255,10 +261,15 @@ def _raise_up(name: str, bridge: int | None) -> None:
 
 def _link(message: Any) -> Link:
     info = message.get_attr("IFLA_LINKINFO")
+    kind = info.get_attr("IFLA_INFO_KIND") if info else None
+    data = info.get_attr("IFLA_INFO_DATA") if kind == "tun" else None
     return Link(
         index=message["index"],
         name=message.get_attr("IFLA_IFNAME"),
         alias=message.get_attr("IFLA_IFALIAS"),
-        kind=info.get_attr("IFLA_INFO_KIND") if info else None,
+        kind=kind,
         master=message.get_attr("IFLA_MASTER"),
+        up=bool(message["flags"] & _IFF_UP),
+        carrier=bool(message.get_attr("IFLA_CARRIER")),
+        owner=data.get_attr("IFLA_TUN_OWNER") if data else None,
     )

@@ -3,9 +3,9 @@
 import ipaddress
 import json
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import anyio
@@ -24,10 +24,11 @@ from nexus.agent.installation import Installation
 from nexus.agent.layout import MAX_NICS, Layout, nic_links, shaper_of, tap_name
 from nexus.agent.links import Links, looks_like_our_tap
 from nexus.agent.name_service import NameService
-from nexus.agent.rules import Port, Segment
+from nexus.agent.rules import Port, Rules, Segment
 from nexus.api.hosts import HostNetwork
 from nexus.api.machines import Machine, MachineNic
 from nexus.api.networks import (
+    HostForward,
     HostNetworks,
     HostNetworkSpec,
     HostNetworksStatus,
@@ -40,6 +41,18 @@ log = structlog.get_logger("networks")
 NOTHING = HostNetworks(networks=[], forwards=[])
 
 
+@dataclass(frozen=True)
+class NicView:
+    """A NIC and its network, as far as this host knows it."""
+
+    nic: MachineNic
+    tap: str
+    network_id: str
+    spec: HostNetworkSpec | None
+    segment: Segment | None
+    error: NetworkError | None
+
+
 class Networks:
     """The host's own network, those the manager asked for, and the rules of all."""
 
@@ -47,7 +60,10 @@ class Networks:
         self._home = home
         self._links = links
         self._file = layout.networks_file
-        """What the manager asked for last."""
+        self._wanted = NOTHING
+        """What the manager asked for last; also in the file."""
+        self._errors: dict[str, NetworkError] = {}
+        """Why some of it is not so."""
         self._names = NameService(layout.dhcp_dir)
         self._segments: dict[str, Segment] = {}
         """The networks that this host has, by id."""
@@ -97,6 +113,7 @@ class Networks:
             await self._make(wanted, surveys, errors)
             await anyio.to_thread.run_sync(self._home.bring_up)
             errors.update(await self._names.serve(self._services(wanted)))
+        self._note(wanted, errors)
         for network_id, why in errors.items():
             log.warning("a network is not there", network=network_id, error=why.message)
 
@@ -112,20 +129,22 @@ class Networks:
             await self._names.end(but={each.network_id for each in self._services(wanted)})
             await self._make(wanted, surveys, errors)
             errors.update(await self._names.serve(self._services(wanted)))
+            self._note(wanted, errors)
             return HostNetworksStatus(
                 networks=[
                     HostNetworkStatus(
-                        id=spec.id,
-                        bridge=self._bridge_of(spec),
-                        error=NetworkError(
-                            message=errors[spec.id].message, suggestion=errors[spec.id].suggestion
-                        )
-                        if spec.id in errors
-                        else None,
+                        id=spec.id, bridge=self._bridge_of(spec), error=self._errors.get(spec.id)
                     )
                     for spec in wanted.networks
                 ]
             )
+
+    def _note(self, wanted: HostNetworks, errors: Mapping[str, NetworkFailed]) -> None:
+        self._wanted = wanted
+        self._errors = {
+            network_id: NetworkError(message=error.message, suggestion=error.suggestion)
+            for network_id, error in errors.items()
+        }
 
     def _survey(self, wanted: HostNetworks) -> tuple[dict[str, Survey], dict[str, NetworkFailed]]:
         surveys: dict[str, Survey] = {}
@@ -208,6 +227,44 @@ class Networks:
     def _bridge_of(self, spec: HostNetworkSpec) -> str:
         segment = self._segments.get(spec.id)
         return segment.bridge if segment else bridges.bridge_name(spec.id)
+
+    # -- what is looked at when something is wrong ------------------------------------------------
+
+    @property
+    def rules(self) -> Rules:
+        """What the kernel should have."""
+        return self._firewall.rules
+
+    @property
+    def forwards(self) -> list[HostForward]:
+        """All that the manager asked for."""
+        return self._wanted.forwards
+
+    @property
+    def links(self) -> Links:
+        return self._links
+
+    @property
+    def names(self) -> NameService:
+        return self._names
+
+    def views(self, machine: Machine) -> list[NicView]:
+        """The networks of a VM's NICs."""
+        specs = {spec.id: spec for spec in self._wanted.networks}
+        views = []
+        for index, nic in enumerate(machine.nics):
+            network_id = nic.network or self._home_id or ""
+            views.append(
+                NicView(
+                    nic,
+                    tap_name(machine.id, index),
+                    network_id,
+                    specs.get(network_id),
+                    self._segment_of(nic),
+                    self._errors.get(network_id),
+                )
+            )
+        return views
 
     # -- the TAPs of VMs -------------------------------------------------------------------------
 

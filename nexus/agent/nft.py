@@ -1,11 +1,15 @@
 """What is behind the rules: nftables through its library, and IPv4 forwarding."""
 
 import ctypes
+import json
 import threading
 from pathlib import Path
+from typing import Any
 
 from nexus.agent.errors import NetworkFailed
 
+_JSON = 1 << 4 | 1 << 9
+"""NFT_CTX_OUTPUT_JSON and NFT_CTX_OUTPUT_NUMERIC_SYMBOL: port 80 is a number."""
 _IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -16,9 +20,12 @@ class _Nftables:
     lets go of a socket that deleted something only after some ten milliseconds.
     """
 
-    def __init__(self, *, dry: bool = False) -> None:
+    def __init__(self, *, dry: bool = False, as_json: bool = False) -> None:
         self._dry = dry
         """Whether the kernel only looks at the rules and throws them away."""
+        self._as_json = as_json
+        self.output = b""
+        """What the last text had it list."""
         self._turn = threading.Lock()
         self._library: ctypes.CDLL | None = None
         self._context: int | None = None
@@ -35,7 +42,9 @@ class _Nftables:
                 library.nft_ctx_buffer_output(self._context)
                 library.nft_ctx_buffer_error(self._context)
                 library.nft_ctx_set_dry_run(self._context, self._dry)
+                library.nft_ctx_output_set_flags(self._context, _JSON if self._as_json else 0)
             if library.nft_run_cmd_from_buffer(self._context, text.encode()) == 0:
+                self.output = library.nft_ctx_get_output_buffer(self._context)
                 return None
             said: bytes = library.nft_ctx_get_error_buffer(self._context)
             # What it believes of the kernel may have been wrong: the next one looks anew.
@@ -50,8 +59,16 @@ def _load() -> ctypes.CDLL:
     library.nft_ctx_new.argtypes, library.nft_ctx_new.restype = [ctypes.c_uint32], context
     library.nft_run_cmd_from_buffer.argtypes = [context, ctypes.c_char_p]
     library.nft_ctx_get_error_buffer.restype = ctypes.c_char_p
+    library.nft_ctx_get_output_buffer.restype = ctypes.c_char_p
+    library.nft_ctx_output_set_flags.argtypes = [context, ctypes.c_uint]
     library.nft_ctx_set_dry_run.argtypes = [context, ctypes.c_bool]
-    for name in ("buffer_output", "buffer_error", "get_error_buffer", "free"):
+    for name in (
+        "buffer_output",
+        "buffer_error",
+        "get_output_buffer",
+        "get_error_buffer",
+        "free",
+    ):
         getattr(library, f"nft_ctx_{name}").argtypes = [context]
     return library
 
@@ -67,6 +84,19 @@ def apply(text: str) -> None:
 def check(text: str) -> None:
     """Asks whether the kernel would take it; changes nothing. Blocks; raises NetworkFailed."""
     _run(_Nftables(dry=True), text)
+
+
+def listing(*, after: str | None = None) -> list[dict[str, Any]]:
+    """All tables of this network namespace, as libnftables-json(5) describes them.
+
+    ``after`` is a text that is applied before. Blocks; raises NetworkFailed.
+    """
+    nftables = _Nftables(as_json=True)
+    if after is not None:
+        _run(nftables, after)
+    _run(nftables, "list ruleset")
+    found: list[dict[str, Any]] = json.loads(nftables.output)["nftables"]
+    return found
 
 
 def _run(nftables: _Nftables, text: str) -> None:

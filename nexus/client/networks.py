@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from nexus.api.doctor import NetworkDoctor
 from nexus.api.networks import (
     Network,
     NetworkChange,
@@ -48,6 +49,10 @@ class Networks:
     def members(self, ref: str) -> Sequence[NetworkMember]:
         """Which VMs are on it, with which addresses."""
         return self._client.send(calls.network_members(ref)).items
+
+    def doctor(self, vm: str) -> NetworkDoctor:
+        """What stands between a VM and its networks."""
+        return self._client.send(calls.network_doctor(vm))
 
 
 class Forwards:
@@ -96,6 +101,10 @@ class AsyncNetworks:
     async def members(self, ref: str) -> Sequence[NetworkMember]:
         """Which VMs are on it, with which addresses."""
         return (await self._client.send(calls.network_members(ref))).items
+
+    async def doctor(self, vm: str) -> NetworkDoctor:
+        """What stands between a VM and its networks."""
+        return await self._client.send(calls.network_doctor(vm))
 
 
 class AsyncForwards:

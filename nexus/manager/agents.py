@@ -12,6 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import InvalidHandshake
 
 from nexus.api.common import Page, Wire
+from nexus.api.doctor import Diagnosis
 from nexus.api.errors import ErrorBody, HostUnreachable, MethodNotAllowed, NexusError, NotFound
 from nexus.api.guest import GuestEntry, GuestFile, GuestInfo, Written
 from nexus.api.hosts import Capacity, Inventory
@@ -167,6 +168,11 @@ class Agent:
             headers={"content-type": "application/json"},
         )
         return self._read(HostNetworksStatus, answer)
+
+    async def network_doctor(self, vm_id: str) -> Diagnosis:
+        """What stands between a VM and its networks."""
+        answer = await self._ask("GET", f"/agent/v1/vms/{vm_id}/network-doctor")
+        return self._read(Diagnosis, answer)
 
     async def logs(self, vm_id: str, source: LogSource, *, tail: int) -> LogChunk:
         """The last ``tail`` lines of a log."""

@@ -44,6 +44,22 @@ def test_forwards(wire: Wire) -> None:
     assert call(wire, "forward", "rm", "web", "9").returncode == 3
 
 
+def test_the_doctor(wire: Wire) -> None:
+    done(wire, "run", "busybox", "--name", "good")
+    done(wire, "run", "busybox", "--name", "bad")
+    assert "ok  host  -    the host answers" in done(wire, "network", "doctor", "good")
+    assert done_json(wire, "network", "doctor", "good", "-o", "json")["item"]["healthy"] is True
+    ended = call(wire, "network", "doctor", "bad")
+    assert ended.returncode == 1
+    assert ended.stdout.decode().splitlines()[2:] == [
+        "BAD  tap   eth0  nx1 is down",
+        "",
+        "try:",
+        "  ip link set nx1 up",
+    ]
+    assert call(wire, "network", "doctor", "nobody").returncode == 3
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

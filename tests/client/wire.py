@@ -49,6 +49,7 @@ from nexus.api.vm_snapshots import Snapshot
 from nexus.api.vms import LogChunk, Vm, VmCreate, VmError, VmEvent, VmImage, VmNic, VmUpdate
 from nexus.api.why import VmWhy
 from nexus.ids import new_id
+from tests.client.wire_doctor import add_doctor_route
 from tests.client.wire_snapshots import add_snapshot_routes
 from tests.client.wire_storage import add_quota_routes
 from tests.client.wire_templates import add_template_routes
@@ -199,6 +200,7 @@ def _add_vms(app: FastAPI, wire: Wire, check: Any) -> None:
     # Before the actions on a VM, which have any name.
     add_network_routes(app, wire, check)
     add_snapshot_routes(app, wire, check)
+    add_doctor_route(app, wire, check)
     add_volume_routes(app, wire, check)
     add_quota_routes(app, wire, check)
 

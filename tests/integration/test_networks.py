@@ -117,6 +117,16 @@ def test_guests_on_networks(qemu_installation: Installation, lan: Lan) -> None:
         assert lan.pings(wide)
         assert client.vms.exec("net-a", _as("192.0.2.51", "eth2", lan.address)).exit_code != 0
         assert not lan.pings("192.0.2.51")
+        # Nothing stands in the way; then something does.
+        for name in ("net-a", "net-b"):
+            well = client.networks.doctor(name)
+            assert {check.outcome for check in well.checks} == {"ok"}, well
+        tap = client.vms.get("net-b").nics[0].tap
+        subprocess.run(["ip", "link", "set", tap, "down"], check=True)
+        said = qemu_installation.cli("network", "doctor", "net-b", code=1)
+        assert ["BAD", "tap", "eth0", tap, "is", "down"] in [x.split() for x in said.splitlines()]
+        assert f"  ip link set {tap} up" in said
+        subprocess.run(["ip", "link", "set", tap, "up"], check=True)
         # Apart, and together again.
         client.networks.change("lab", NetworkChange(isolate_vms=True))
         assert not pings(client, "net-a", other)

@@ -18,6 +18,7 @@ from starlette.requests import HTTPConnection
 
 from nexus import httpd
 from nexus.agent import guest_routes
+from nexus.api.doctor import Check, Diagnosis
 from nexus.api.errors import Conflict, InUse, NotFound, VmmFault
 from nexus.api.hosts import Capacity, HostNetwork, Inventory
 from nexus.api.machines import (
@@ -94,6 +95,7 @@ class AgentDouble:
         app.get("/agent/v1/capacity")(self._capacity)
         app.get("/agent/v1/usage")(self._usage)
         app.put("/agent/v1/networks")(self._put_networks)
+        app.get("/agent/v1/vms/{vm_id}/network-doctor")(self._network_doctor)
         app.get("/agent/v1/events")(self._events)
         app.get("/agent/v1/vms/{vm_id}/logs")(self._logs)
         app.get("/agent/v1/vms/{vm_id}/logs/stream")(self._log_stream)
@@ -261,6 +263,12 @@ class AgentDouble:
                 for spec in wanted.networks
             ]
         )
+
+    async def _network_doctor(self, vm_id: str) -> Diagnosis:
+        if vm_id not in self.machines:
+            raise NotFound("this host has no such VM")
+        well = Check(step="vm", outcome="ok", message="it runs")
+        return Diagnosis(checks=[well], forwards=self.networks[-1].forwards)
 
     async def _inventory(self) -> Inventory:
         return Inventory(

@@ -1,5 +1,6 @@
 """Networks, addresses and port forwards, from the API to what the host is told."""
 
+from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,32 @@ async def test_forwards(manager: Manager, agent: AgentDouble) -> None:
         return agent.networks[-1].forwards == []
 
     await until("forwards go with their VM", none_left)
+
+
+async def test_the_doctor_asks_the_host_and_knows_what_it_cannot(
+    manager: Manager, agent: AgentDouble
+) -> None:
+    vm = await manager.create(name="web")
+    url = "/v1/vms/web/network-doctor"
+
+    async def steps() -> list[tuple[str, str]]:
+        found = (await manager.http.get(url)).json()["item"]
+        assert found["healthy"] == all(each["outcome"] != "bad" for each in found["checks"])
+        return [(each["step"], each["outcome"]) for each in found["checks"]]
+
+    assert await steps() == [("host", "ok"), ("vm", "ok")]
+    await manager.http.post("/v1/vms/web/forwards", json={"host_port": 8080, "guest_port": 80})
+    # Until the host was told.
+    await until("told", lambda: _is(steps, [("host", "ok"), ("vm", "ok")]))
+    agent.networks.append(agent.networks[-1].model_copy(update={"forwards": []}))
+    assert ("forward", "bad") in await steps()
+    agent.machines.pop(vm["id"])
+    assert await steps() == [("host", "bad")]
+    await error_of(manager, "GET", "/v1/vms/nobody/network-doctor", 404)
+
+
+async def _is(ask: Callable[[], Awaitable[object]], wanted: object) -> bool:
+    return await ask() == wanted
 
 
 async def test_isolated_networks_have_no_forwards(manager: Manager) -> None:

@@ -118,6 +118,17 @@ def set_network(
     )
 
 
+@commands.command("doctor")
+def network_doctor(context: typer.Context, name: Name, output: Output = None) -> None:
+    """Tell what stands between a VM and its networks, and what to do about it.
+
+    Example: nexus network doctor web
+    """
+    from nexus.cli import doctor
+
+    raise typer.Exit(doctor.doctor(session(context, output), name))
+
+
 @commands.command("rm")
 def remove_networks(
     context: typer.Context,

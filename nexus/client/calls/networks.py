@@ -1,6 +1,7 @@
 """The calls of ``/v1/networks`` and of a VM's forwards."""
 
 from nexus.api.common import Created, Item, Page
+from nexus.api.doctor import NetworkDoctor
 from nexus.api.networks import (
     Network,
     NetworkChange,
@@ -68,6 +69,10 @@ def delete_network(ref: str) -> Call[None]:
 def network_members(ref: str) -> Call[Page[NetworkMember]]:
     path = one("/v1/networks", ref, "vms")
     return Call("GET", path, Page[NetworkMember].model_validate_json)
+
+
+def network_doctor(vm: str) -> Call[NetworkDoctor]:
+    return Call("GET", one("/v1/vms", vm, "network-doctor"), item(Item[NetworkDoctor]))
 
 
 def create_forward(vm: str, spec: PortForwardCreate) -> Call[PortForward]:
