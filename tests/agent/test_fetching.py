@@ -5,12 +5,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
+import httpx
 import pytest
 
-from nexus.agent import fetching
+from nexus.agent import fetching, lacking
+from nexus.agent.attention import Attention
+from nexus.agent.errors import SettingsInvalid, StageFailed
 from nexus.agent.fetching import Fetch, Fetcher
+from nexus.agent.lacking import ImagesOfOne, Look
+from nexus.agent.layout import Layout
 from nexus.agent.manager_images import ManagerImages
-from nexus.api.machines import Blob
+from nexus.agent.settings import Settings
+from nexus.api.machines import Blob, Machine
+from nexus.ids import new_id
 from nexus.images.store import Store
 from nexus.manager.app import create_app
 from nexus.manager.pipelines.builds import BuildPipeline
@@ -184,3 +191,122 @@ async def test_under_a_limit_the_least_recently_used_go(place: Place) -> None:
 def test_small_holes_are_joined() -> None:
     assert joined([(0, 4), (6, 8), (20, 30)], 8) == [(0, 8), (20, 30)]
     assert joined([], 8) == []
+
+
+async def test_a_machine_waits_rests_and_is_woken(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lacking, "RETRY_FIRST_S", 0.2)
+    blob = place.give("disk")
+    attention = Attention()
+    paths = Layout(place.folder / "fc").vm(new_id())
+    told: list[str] = []
+    async with place.fetcher() as fetcher, anyio.create_task_group() as tasks:
+        one = ImagesOfOne(fetcher, place.mine)
+
+        async def look(machine: Machine) -> bool:
+            with anyio.fail_after(60):
+                while True:
+                    attention.begin()
+                    here = await one.are_here(
+                        Look(machine, paths, attention, tasks), lambda: told.append("waits")
+                    )
+                    if here:
+                        return True
+                    await attention.poked()
+
+        machine = machine_of(paths.vm_id, blob)
+        place.gate.fails = fetching.ATTEMPTS
+        with pytest.raises(StageFailed) as failed:
+            await look(machine)
+        assert (failed.value.error.stage, "tried again" in failed.value.error.message) == (
+            "disk",
+            True,
+        )
+        asked = len(place.gate.maps)
+        with pytest.raises(StageFailed):
+            await look(machine)
+        assert len(place.gate.maps) == asked, "it rests"
+        attention.begin()
+        with anyio.fail_after(60):
+            await attention.poked()
+        assert await look(machine)
+        assert one.progress() is None
+
+        # Whoever wants something else is not made to wait.
+        other = machine.model_copy(update={"rootfs": place.give("other")})
+        place.gate.fails = fetching.ATTEMPTS
+        with pytest.raises(StageFailed):
+            await look(other)
+        assert await look(other.model_copy(update={"generation": 2}))
+        assert told
+        tasks.cancel_scope.cancel()
+
+
+def machine_of(vm_id: str, blob: Blob) -> Machine:
+    return Machine(
+        id=vm_id,
+        name="one",
+        generation=1,
+        power="running",
+        boot=1,
+        vcpu=1,
+        mem_mib=32,
+        kernel=blob,
+        initrd=None,
+        rootfs=blob,
+        kernel_args=None,
+        nics=[],
+        user_data=None,
+        ssh_keys=[],
+    )
+
+
+async def test_what_may_be_asked_of_the_manager(place: Place) -> None:
+    blob = place.give("disk")
+    url = f"/v1/agent/blobs/{blob.sha256}"
+    content = place.theirs.path(blob.sha256).read_bytes()
+    bearer = {"authorization": f"Bearer {place.token}"}
+    async with httpx.AsyncClient(base_url=place.base, headers=bearer, timeout=60) as http:
+        whole = await http.get(url)
+        assert (whole.status_code, whole.content == content) == (200, True)
+        part = await http.get(url, headers={"range": "bytes=10-19"})
+        assert (part.status_code, part.content) == (206, content[10:20])
+        assert part.headers["content-range"] == f"bytes 10-19/{len(content)}"
+        rest = await http.get(url, headers={"range": f"bytes={len(content) - 5}-"})
+        assert rest.content == content[-5:]
+        for bad in ("bytes=5-4", f"bytes={len(content)}-", "bytes=-5", "bytes=0-1,3-4", "items=1"):
+            answer = await http.get(url, headers={"range": bad})
+            assert (answer.status_code, answer.json()["error"]) == (416, "bad_request"), bad
+        for wrong in ("..%2f..%2fadmin.token", "A" * 64, "0" * 63):
+            assert (await http.get(f"/v1/agent/blobs/{wrong}")).status_code in (404, 422)
+        assert (await http.get("/v1/vms")).status_code == 403
+        admin = {"authorization": f"Bearer {(place.manager / 'admin.token').read_text().strip()}"}
+        for path in (url, f"{url}/map"):
+            assert (await http.get(path, headers=admin)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("base", "kept"),
+    [
+        ("http://127.0.0.1:1/", "http://127.0.0.1:1"),
+        ("https://manager.example", "https://manager.example"),
+        ("unix:/run/manager.sock", "unix:/run/manager.sock"),
+        ("http://manager.example", None),
+        ("http://10.0.0.1:18080", None),
+        ("ftp://127.0.0.1", None),
+        ("", None),
+    ],
+)
+def test_the_token_goes_nowhere_unprotected(tmp_path: Path, base: str, kept: str | None) -> None:
+    file = tmp_path / "host.token"
+    file.write_text("x" * 32)
+    given = {"MANAGER_BASE": base, "NEXUS_HOST_TOKEN_FILE": str(file)}
+    if kept is None:
+        with pytest.raises(SettingsInvalid):
+            Settings.from_environment(given)
+    else:
+        assert Settings.from_environment(given).manager_base == kept
+    assert Settings.from_environment({"MANAGER_BASE": base}).manager_base is None
+    with pytest.raises(SettingsInvalid, match="NEXUS_STORE_LIMIT_MIB"):
+        Settings.from_environment({"NEXUS_STORE_LIMIT_MIB": "much"})
