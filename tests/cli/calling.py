@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.client.wire import TOKEN, Wire
+from tests.forked import nexus
 
 
 def environment(wire: Wire, token: str = TOKEN) -> dict[str, str]:
@@ -21,16 +22,7 @@ def call(
     wire: Wire, *arguments: str, token: str = TOKEN, stdin: bytes = b"", cwd: Path | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs the command to its end, as a process of its own."""
-    repo = str(Path(__file__).parents[2])
-    return subprocess.run(
-        command(*arguments),
-        input=stdin,
-        capture_output=True,
-        env=environment(wire, token) | {"PYTHONPATH": repo},
-        cwd=cwd,
-        timeout=60,
-        check=False,
-    )
+    return nexus.run(arguments, environment(wire, token), stdin=stdin, cwd=cwd)
 
 
 def done(wire: Wire, *arguments: str) -> str:

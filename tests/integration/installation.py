@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from tests import forked
 from tests.parts import CACHE, REPO
 
 T = TypeVar("T")
@@ -120,6 +121,12 @@ class Installation:
         )
         assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
         return done.stdout
+
+    def forked_cli(self, *arguments: str, code: int = 0) -> str:
+        """The same, without the interpreter's start: for those that run many commands."""
+        done = forked.nexus.run(["--data", str(self.data), *arguments], self.env)
+        assert done.returncode == code, (arguments, done)
+        return done.stdout.decode()
 
     def http(self) -> httpx.Client:
         token = Path(self.ready["token_file"]).read_text().strip()

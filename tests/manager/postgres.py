@@ -54,9 +54,10 @@ def cluster() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def make_database(folder: Path, name: str) -> str:
-    """An empty database in the cluster, as a ``DATABASE_URL``."""
-    subprocess.run(["createdb", "-h", folder, "-U", "postgres", name], check=True)
+def make_database(folder: Path, name: str, like: str | None = None) -> str:
+    """A database in the cluster, empty or ``like`` another one, as a ``DATABASE_URL``."""
+    template = ["-T", like] if like is not None else []
+    subprocess.run(["createdb", "-h", folder, "-U", "postgres", *template, name], check=True)
     return f"postgresql://postgres@/{name}?host={folder}"
 
 

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.anyio
 VM = vm_row("vm", host_row(), image_row("kernel"))
 
 
-async def test_migrations_make_what_the_tables_say(database_url: str) -> None:
-    db = Database(database_url)
+async def test_migrations_make_what_the_tables_say(bare_database_url: str) -> None:
+    db = Database(bare_database_url)
     await db.migrate()
     await db.migrate()
 
@@ -35,8 +35,8 @@ async def test_migrations_make_what_the_tables_say(database_url: str) -> None:
     await db.close()
 
 
-async def test_managers_may_migrate_at_once(database_url: str) -> None:
-    databases = [Database(database_url) for _ in range(4)]
+async def test_managers_may_migrate_at_once(bare_database_url: str) -> None:
+    databases = [Database(bare_database_url) for _ in range(4)]
     async with anyio.create_task_group() as tasks:
         for db in databases:
             tasks.start_soon(db.migrate)

@@ -83,8 +83,8 @@ def something(column: sa.Column[Any]) -> Any:
     return 1 if isinstance(column.type, sa.Integer | sa.Float) else "qemu"
 
 
-async def test_old_rows_live_on(database_url: str) -> None:
-    db = Database(database_url)
+async def test_old_rows_live_on(bare_database_url: str) -> None:
+    db = Database(bare_database_url)
     async with db.engine.begin() as connection:
         await connection.run_sync(first_version)
     await db.migrate()

@@ -116,6 +116,11 @@ async def test_restored_in_place(manager: Manager, agent: AgentDouble) -> None:
     assert "restore_requested" in await manager.reasons("web")
 
     await manager.http.post("/v1/vms/web/stop?wait=stopped")
+    await manager.http.post("/v1/volumes", json={"name": "data", "size_mib": 8})
+    await manager.http.post("/v1/volumes/data/attach", json={"vm": "web"})
+    code, error, message = await refused(manager, "POST", "/v1/vms/web/restore", snapshot="base")
+    assert (code, error, "'data' since" in message) == (409, "invalid_state", True)
+    await manager.http.post("/v1/volumes/data/detach?wait=applied")
     paused = await manager.http.post(
         "/v1/vms/web/restore?wait=paused", json={"snapshot": base["id"], "start": False}
     )

@@ -1,5 +1,6 @@
 """Schema migrations, run by Alembic from inside the installed package."""
 
+import functools
 from pathlib import Path
 
 from alembic import command
@@ -23,7 +24,11 @@ def config(connection: Connection | None = None) -> Config:
 
 def upgrade(connection: Connection) -> None:
     """Applies what is missing, inside the connection's transaction."""
-    settings = config(connection)
-    head = ScriptDirectory.from_config(settings).get_current_head()
-    if MigrationContext.configure(connection).get_current_revision() != head:
-        command.upgrade(settings, "head")
+    if MigrationContext.configure(connection).get_current_revision() != _head():
+        command.upgrade(config(connection), "head")
+
+
+@functools.cache
+def _head() -> str | None:
+    """The newest revision; to find it, all scripts are read."""
+    return ScriptDirectory.from_config(config()).get_current_head()

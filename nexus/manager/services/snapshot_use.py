@@ -108,6 +108,13 @@ def _with_terms(blueprint: Blueprint, request: SnapshotClone) -> Blueprint:
 
 
 def _put_back(unit: UnitOfWork, vm: VmRow, row: SnapshotRow, power: lifecycle.LoadedPower) -> None:
+    since = [drive.volume.name for drive in vm.drives if drive.volume is not None]
+    if since:
+        raise InvalidState(
+            f"VM {vm.name!r} has got the volume {since[0]!r} since, which the snapshot knows "
+            "nothing of",
+            suggestion=f"nexus volume detach {since[0]}, then restore",
+        )
     situation = lifecycle.Situation(vm.name, vm.state, vm.power, vm.boot, not vm.unsettled)
     wanted = lifecycle.restore(situation, power)
     vm.power, vm.boot = wanted.power, wanted.boot
