@@ -54,6 +54,10 @@ class Capture:
 
     order: SnapshotOrder
     folder: SnapshotPaths
+    base: str | None = None
+    """The snapshot whose memory is in the folder, to lay this one's over."""
+    changes: bool = False
+    """The VMM is to write only the memory that changed."""
     done: anyio.Event = field(default_factory=anyio.Event)
     stands: bool = False
     """The guest stands still for it."""
@@ -85,6 +89,8 @@ class Taken:
     """A moment of a VM: complete in the snapshot's folder, and not durable yet."""
 
     order: SnapshotOrder
+    over_base: bool
+    """Its memory is to be laid over that of its base."""
     machine: Machine
     engine: Engine
     vmm_version: str
@@ -104,9 +110,11 @@ class Captures:
         self._waiting: list[Capture] = []
 
     @contextmanager
-    def asked(self, order: SnapshotOrder, folder: SnapshotPaths) -> Iterator[Capture]:
+    def asked(
+        self, order: SnapshotOrder, folder: SnapshotPaths, base: str | None
+    ) -> Iterator[Capture]:
         """An order, for as long as somebody waits for it."""
-        capture = Capture(order, folder)
+        capture = Capture(order, folder, base)
         self._waiting.append(capture)
         try:
             yield capture
@@ -163,12 +171,32 @@ def check(order: SnapshotOrder, machine: Machine, record: Record, *, runs: bool)
         )
 
 
+def changes_suffice(order: SnapshotOrder, record: Record, base: str | None) -> bool:
+    """Whether the VMM need write no more than what changed: a guest stands still for milliseconds
+    instead of the time that all of its memory takes.
+
+    A diff is just that. A full snapshot is what changed since an earlier one, laid over it; and
+    since a boot from nothing, what changed is all there is. nexus-qemu does so by itself.
+    """
+    if order.kind == "diff":
+        return True
+    if not record.tracks or record.engine != "firecracker":
+        return False
+    from_nothing = record.loaded_from is None and not record.captured
+    return from_nothing or (base is not None and base == record.last_snapshot)
+
+
+def tells_pages(folder: Path) -> bool:
+    """Whether a hole in a file of this file system can be as small as a page of memory."""
+    return os.statvfs(folder).f_bsize <= PAGE
+
+
 def check_room(order: SnapshotOrder, machine: Machine, folder: Path) -> None:
     """Raises HostFull when there is no room for the memory, Conflict for a file system on which a
     diff cannot be told from zeros."""
     found = os.statvfs(folder)
     if order.kind == "diff":
-        if found.f_bsize > PAGE:
+        if not tells_pages(folder):
             raise Conflict(
                 f"the file system of {folder} has blocks of {found.f_bsize} bytes, larger than a "
                 "page of memory: a diff would be lost in them",
@@ -201,7 +229,7 @@ async def take(
             await _tell(machine, client.pause)
         at = datetime.now(UTC)
         faults.point("capture_paused")
-        await create(capture.order, machine, paths, capture.folder, tools, client)
+        await create(capture, machine, paths, tools, client)
     finally:
         if capture.stands:
             # Also when the agent ends in the middle.
@@ -230,12 +258,7 @@ async def _tell(machine: Machine, ask: Callable[[], Awaitable[None]]) -> None:
 
 
 async def create(
-    order: SnapshotOrder,
-    machine: Machine,
-    paths: VmPaths,
-    folder: SnapshotPaths,
-    tools: Tools,
-    client: VmmClient,
+    capture: Capture, machine: Machine, paths: VmPaths, tools: Tools, client: VmmClient
 ) -> None:
     """Memory, state and disks of a guest that stands still. Raises NexusError.
 
@@ -246,8 +269,9 @@ async def create(
     params = SnapshotCreateParams(
         snapshot_path=CAPTURED_STATE,
         mem_file_path=CAPTURED_MEMORY,
-        snapshot_type="Diff" if order.kind == "diff" else "Full",
+        snapshot_type="Diff" if capture.changes else "Full",
     )
+    folder = capture.folder
     clones = _Clones(machine, paths, folder, tools)
     refused: VmmFailure | None = None
     async with anyio.create_task_group() as both:
@@ -350,10 +374,12 @@ def seal(taken: Taken, folder: SnapshotPaths) -> HostSnapshot:
     raises OSError."""
     order, machine = taken.order, taken.machine
     known = read_only_blobs(machine)
-    files = [
-        snapshot_files.seal(folder.memory, memory=order.kind == "full"),
-        snapshot_files.seal(folder.state),
-    ]
+    if taken.over_base:
+        memory = snapshot_files.merge(folder.base, folder.memory)
+    else:
+        memory = snapshot_files.seal(folder.memory, memory=order.kind == "full")
+    folder.base.unlink(missing_ok=True)
+    files = [memory, snapshot_files.seal(folder.state)]
     files += [
         snapshot_files.seal(disk, sha256=known.get(disk.name))
         for disk in sorted(folder.dir.iterdir())

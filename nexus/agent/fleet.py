@@ -142,7 +142,11 @@ class Fleet:
             if kept is not None:
                 return _same(kept, order)
             with self.shelf.making(order.id) as folder:
-                taken = await machine.capture(order, folder)
+                base = machine.base_of(order)
+                fits = base is not None and capture.tells_pages(folder.dir)
+                if base is None or not fits or not await self.shelf.lay_under(base, folder):
+                    base = None
+                taken = await machine.capture(order, folder, base)
                 kept = await self.shelf.keep(order.id, partial(capture.seal, taken, folder))
         machine.snapshot_kept(order.id)
         return kept

@@ -76,6 +76,11 @@ class SnapshotPaths:
         return self.dir / "state"
 
     @property
+    def base(self) -> Path:
+        """In the making: the memory of an earlier snapshot, which this one's is laid over."""
+        return self.dir / ".base"
+
+    @property
     def meta(self) -> Path:
         return self.dir / "meta.json"
 

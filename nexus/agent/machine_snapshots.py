@@ -20,14 +20,23 @@ class Captured(Begun):
     def captures(self) -> Captures:
         return self._captures
 
-    async def capture(self, order: SnapshotOrder, folder: SnapshotPaths) -> Taken:
-        """A moment of the VM in that folder, taken between two steps of its life.
+    def base_of(self, order: SnapshotOrder) -> str | None:
+        """The snapshot that a full one of now could be laid over, if it is still there."""
+        if order.kind == "diff" or self.record.engine != "firecracker":
+            return None
+        return self.record.last_snapshot
+
+    async def capture(
+        self, order: SnapshotOrder, folder: SnapshotPaths, base: str | None = None
+    ) -> Taken:
+        """A moment of the VM in that folder, taken between two steps of its life. ``base`` is the
+        snapshot whose memory is there already.
 
         Raises NexusError; then the guest goes on, and what is in the folder is worthless.
         """
         if self.gone.is_set():
             raise capture.no_longer(self.desired)
-        with self._captures.asked(order, folder) as asked:
+        with self._captures.asked(order, folder, base) as asked:
             self.poke()
             return await asked.outcome()
 
@@ -52,7 +61,10 @@ class Captured(Begun):
         capture.check_room(order, desired, asked.folder.dir)
         paused, applied = self.paused, record.told == tuning.wanted(desired)
         # What changed since an earlier one is known no more once the VMM begins.
+        asked.changes = capture.changes_suffice(order, record, asked.base)
+        over_base = order.kind == "full" and asked.changes and asked.base is not None
         record.capturing, record.last_snapshot, self._taken = order.id, None, None
+        record.captured = True
         self._save()
         faults.point("capture_begun")
         async with self._captures.still:
@@ -67,7 +79,7 @@ class Captured(Begun):
         log.info("captured", vm=self.id, snapshot=order.id, kind=order.kind, pause_ms=pause_ms)
         machine = record.known_as.machine(desired) if record.known_as else desired
         version = self._tools.engine_version
-        return Taken(order, machine, record.engine, version, applied, pause_ms, at)
+        return Taken(order, over_base, machine, record.engine, version, applied, pause_ms, at)
 
     def _goes_on(self) -> bool:
         """Whether the guest, as it was seen, does not stand still against anybody's wish."""

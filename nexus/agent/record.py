@@ -53,6 +53,8 @@ class Record(BaseModel):
     """The snapshot for which the guest was made to stand still; it is to go on."""
     tracks: bool = False
     """Whether the VMM of this boot notes which memory its guest writes."""
+    captured: bool = False
+    """Whether a capture of this boot was begun: what its VMM noted before is no more all."""
     last_snapshot: str | None = None
     """The one that a diff of this boot leans on; None while it is not known what changed since."""
     placing: Origin | None = None

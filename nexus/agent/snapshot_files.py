@@ -67,11 +67,17 @@ def merge(parent: Path, diff: Path) -> SnapshotFile:
     fresh = diff.with_name(f".{diff.name}.new")
     fresh.unlink(missing_ok=True)
     try:
-        with parent.open("rb") as below, diff.open("rb") as above, fresh.open("x+b") as made:
+        with (
+            parent.open("rb") as below,
+            _opened(diff, os.O_RDONLY) as above,
+            fresh.open("x+b") as made,
+        ):
             descriptor = made.fileno()
             sparse.clone(below.fileno(), descriptor)
-            sparse.overlay(above.fileno(), descriptor)
+            sparse.overlay(above, descriptor)
             os.fchmod(descriptor, SEALED_MODE)
+            # Zeros stay: cut off here, what came of it is laid over the parent once more, and a
+            # hole in it would let the parent's memory through.
             sha256 = _hash(descriptor, os.fstat(descriptor).st_size, dig=False)
             os.fsync(descriptor)
             merged = _described(diff.name, descriptor, sha256)

@@ -116,6 +116,20 @@ class Shelf:
         faults.point("snapshot_kept")
         return meta
 
+    async def lay_under(self, snapshot_id: str, folder: SnapshotPaths) -> bool:
+        """Puts the memory of a snapshot into the folder of one that is to be laid over it; whether
+        that is possible. Deleting the snapshot then takes nothing away. Raises HostFull."""
+        if self.find(snapshot_id) is None:
+            return False
+        await self.whole(snapshot_id)
+        try:
+            snapshot_files.link(self.paths(snapshot_id).memory, folder.base)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise host_full("the snapshot cannot be begun", error, folder.dir) from error
+        return True
+
     # -- chains ----------------------------------------------------------------------------------
 
     async def whole(self, snapshot_id: str) -> HostSnapshot:

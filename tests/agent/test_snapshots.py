@@ -18,7 +18,7 @@ from nexus.api.origins import Origin
 from nexus.api.snapshots import HostSnapshot
 from nexus.ids import new_id
 from tests.agent.harness import Agent, until
-from tests.agent.snapshots import capture, clone, count, counts, order, put, remove
+from tests.agent.snapshots import capture, clone, count, order, put, remove
 
 pytestmark = [pytest.mark.firecracker, pytest.mark.root]
 
@@ -182,15 +182,25 @@ def test_a_diff_leans_on_the_last_snapshot_and_is_merged(
     remove(agent, first)
     machine = clone(agent, tiny_kernel, third, track_dirty_pages=True)
     assert agent.put(machine).state == "running"
-    assert count(agent, machine.id) >= counted
+    at_fourth = count(agent, machine.id)
+    assert at_fourth >= counted
     fourth = capture(agent, machine, third)
+    assert fourth.needs_parent
+    # A full one is what changed, laid over the last one: the guest hardly stands still for it.
+    counted = count(agent, machine.id)
+    fifth = capture(agent, machine)
+    assert (fifth.kind, fifth.parent_id, fifth.needs_parent) == ("full", None, False)
+    assert not get(agent, fourth).needs_parent
+    whole = clone(agent, tiny_kernel, fifth)
+    assert agent.put(whole).state == "running"
+    assert count(agent, whole.id) >= counted
     last = clone(agent, tiny_kernel, fourth)
     assert agent.put(last).state == "running"
-    assert count(agent, last.id) >= counts(agent, machine.id)[-1]
+    assert count(agent, last.id) >= at_fourth
     assert get(agent, fourth).needs_parent is False
-    for done in (machine, last):
+    for done in (machine, last, whole):
         agent.delete(done.id)
-    for snapshot in (third, fourth):
+    for snapshot in (third, fourth, fifth):
         remove(agent, snapshot)
     assert shelf(agent) == []
 
@@ -204,7 +214,7 @@ def get(agent: Agent, snapshot: HostSnapshot) -> HostSnapshot:
     return HostSnapshot.model_validate_json(answer.content)
 
 
-def test_a_vm_is_put_back_to_what_it_was(agent: Agent, source: Machine) -> None:
+def test_a_vm_is_put_back_to_what_it_was(agent: Agent, tiny_kernel: Path, source: Machine) -> None:
     write(disk(agent, source), b"of the guest")
     snapshot = capture(agent, source)
     counted = count(agent, source.id)
@@ -214,6 +224,12 @@ def test_a_vm_is_put_back_to_what_it_was(agent: Agent, source: Machine) -> None:
     restored = restored.model_copy(update={"restart_policy": "always"})
     status = agent.put(restored)
     assert (status.state, status.boot, status.error) == ("running", 2, None)
+    of_restored = capture(agent, restored)
+    copy = clone(agent, tiny_kernel, of_restored)
+    assert agent.put(copy).state == "running"
+    assert count(agent, copy.id) >= 0
+    agent.delete(copy.id)
+    remove(agent, of_restored)
     assert status.pid != pid
     assert begins_with(disk(agent, source), b"of the guest")
     assert count(agent, source.id) <= counted + 20
@@ -255,7 +271,10 @@ def test_what_cannot_be_captured_is_refused(agent: Agent, tiny_kernel: Path) -> 
     agent.delete(machine.id)
 
 
-def test_a_vmm_that_dies_while_it_is_captured(agent: Agent, source: Machine) -> None:
+def test_a_vmm_that_dies_while_it_is_captured(agent: Agent, tiny_kernel: Path) -> None:
+    # All of its memory takes a while.
+    source = agent.machine(tiny_kernel, mem_mib=256)
+    agent.put(source)
     answers: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: answers.append(put(agent, order(source))))
     written = agent.run_dir / "vms" / source.id / "root" / ".mem.new"
@@ -269,6 +288,7 @@ def test_a_vmm_that_dies_while_it_is_captured(agent: Agent, source: Machine) -> 
     status = until("it is settled", lambda: ended(agent, source.id))
     assert status.exit_cause == "crashed"
     assert (shelf(agent), written.exists()) == ([], False)
+    agent.delete(source.id)
 
 
 def ended(agent: Agent, vm_id: str) -> MachineStatus | None:
