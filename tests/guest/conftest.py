@@ -31,9 +31,28 @@ class HostAgent:
         pid = self.process.pid
         return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
+    def spares(self) -> list[int]:
+        """Those that wait for a connection: at a socket of a kind that nothing else here has."""
+        sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+        packets = {f"socket:[{words[6]}]" for words in sockets if words[4] == "0005"}
+        return [pid for pid in self.children() if first_of(pid) in packets]
+
+    def handlers(self) -> list[int]:
+        """Those that serve one."""
+        spares = self.spares()
+        return [pid for pid in self.children() if pid not in spares]
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def first_of(pid: int) -> str:
+    """What a process has as its first descriptor beyond the standard ones."""
+    try:
+        return str(Path(f"/proc/{pid}/fd/3").readlink())
+    except FileNotFoundError:
+        return ""
 
 
 @pytest.fixture(scope="module")

@@ -211,7 +211,7 @@ def test_no_frames_harm_a_program_or_the_agent(agent: HostAgent, tty: int, data:
         connection.sock.sendall(data)
     assert dict(ask(agent.talk(), "health"))["ready"] == "1"
     deadline = time.monotonic() + 30
-    while agent.children():
+    while agent.handlers():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -222,7 +222,7 @@ def test_silent_connections_are_bounded_and_end(guest_agent: Path, tmp_path: Pat
     try:
         silent = [agent.talk() for _ in range(64)]
         deadline = time.monotonic() + 30
-        while len(agent.children()) < 64:
+        while len(agent.handlers()) < 64:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         with agent.talk() as one_more, pytest.raises((EOFError, ConnectionError)):
@@ -231,7 +231,7 @@ def test_silent_connections_are_bounded_and_end(guest_agent: Path, tmp_path: Pat
             assert connection.sock.recv(1) == b""
             connection.sock.close()
         assert dict(ask(agent.talk(), "health"))["ready"] == "1"
-        while agent.children():
+        while agent.handlers():
             assert time.monotonic() < deadline + 30
             time.sleep(0.01)
     finally:

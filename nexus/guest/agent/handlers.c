@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "handler.h"
+#include "spares.h"
 
 #define CONNECTION 3
 
@@ -25,24 +26,40 @@ int handlers_init(void) {
 
 void handlers_reap(void) {
     struct signalfd_siginfo news;
+    pid_t pid;
     while (read(ended, &news, sizeof news) > 0)
         ;
-    while (waitpid(-1, NULL, WNOHANG) > 0)
-        running--;
+    while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+        if (!spares_ended(pid))
+            running--;
+}
+
+/* Descriptors of other connections would keep them open: only this one is taken along. */
+static _Noreturn void serve(int connection) {
+    if (connection != CONNECTION)
+        dup3(connection, CONNECTION, O_CLOEXEC);
+    close_range(CONNECTION + 1, ~0U, 0);
+    handler_run(CONNECTION);
 }
 
 bool handlers_start(int connection) {
     if (running >= HANDLERS_MAX)
         return false;
-    pid_t pid = fork();
-    if (pid == 0) {
-        /* Descriptors of other connections would keep them open: only this one is taken along. */
-        if (connection != CONNECTION)
-            dup3(connection, CONNECTION, O_CLOEXEC);
-        close_range(CONNECTION + 1, ~0U, 0);
-        handler_run(CONNECTION);
+    if (!spares_give(connection)) {
+        pid_t pid = fork();
+        if (pid == 0)
+            serve(connection);
+        if (pid < 0)
+            return false;
     }
-    if (pid > 0)
-        running++;
-    return pid > 0;
+    running++;
+    return true;
+}
+
+int handlers_timeout(void) {
+    return spares_timeout();
+}
+
+void handlers_quiet(void) {
+    spares_make(serve);
 }

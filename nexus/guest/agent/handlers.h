@@ -10,6 +10,10 @@
 int handlers_init(void);
 void handlers_reap(void);
 
+/* For poll: call `handlers_quiet` when nothing happened for so long. */
+int handlers_timeout(void);
+void handlers_quiet(void);
+
 /* Starts a handler for a connection, which stays open here; false when there are too many. */
 bool handlers_start(int connection);
 

@@ -41,7 +41,10 @@ _Noreturn void listener_serve(int listener) {
     };
     fcntl(listener, F_SETFL, fcntl(listener, F_GETFL) | O_NONBLOCK);
     for (;;) {
-        if (poll(ready, 2, -1) < 0)
+        int happened = poll(ready, 2, handlers_timeout());
+        if (happened == 0)
+            handlers_quiet();
+        if (happened <= 0)
             continue;
         if (ready[1].revents)
             handlers_reap();

@@ -215,7 +215,10 @@ void port_serve(int port) {
             ready[FIRST + at].fd = in || out ? stream->fd : -1;
             ready[FIRST + at].events = (short)((in ? POLLIN : 0) | (out ? POLLOUT : 0));
         }
-        if (poll(ready, FIRST + STREAMS, -1) < 0)
+        int happened = poll(ready, FIRST + STREAMS, handlers_timeout());
+        if (happened == 0)
+            handlers_quiet();
+        if (happened <= 0)
             continue;
         if (ready[ENDED].revents)
             handlers_reap();
