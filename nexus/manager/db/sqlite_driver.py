@@ -3,8 +3,8 @@
 SQLAlchemy's own adapter goes to that thread four times for each statement: for a cursor, for the
 statement, for its rows and to close the cursor. Each time two threads take turns, which costs more
 than a look-up by a key does. Here a statement goes there once; and where ``AT_ONCE`` is wanted it
-runs where it is asked for, in the event loop, and only what waits goes to the thread: for the write
-lock (``BEGIN IMMEDIATE``) and for the disk (``COMMIT``).
+runs where it is asked for, in the event loop, and only what waits goes to the thread: for the disk
+(``COMMIT``), and for the write lock (``BEGIN IMMEDIATE``) when another program has it.
 """
 
 import sqlite3
@@ -23,6 +23,8 @@ DRIVER = "sqlite+nexus"
 AT_ONCE = "nexus_at_once"
 """The execution option of an engine whose statements are short."""
 BEGIN_WRITING = "BEGIN IMMEDIATE"
+PATIENCE = "PRAGMA busy_timeout = 30000"
+"""How long a statement waits for other programs, in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,11 @@ class _Cursor(stock.AsyncAdapt_aiosqlite_cursor):
     def _run(self, act: Callable[..., Any], operation: str, parameters: Any) -> None:
         try:
             given = self._connection._conn, act, operation, parameters
-            if self._adapt_connection.at_once and operation != BEGIN_WRITING:
+            if not self._adapt_connection.at_once:
+                self._cursor = await_(self._connection._execute(_run, *given))
+            elif operation != BEGIN_WRITING:
                 self._cursor = _run(*given)
-            else:
+            elif not _begins_at_once(given[0]):
                 self._cursor = await_(self._connection._execute(_run, *given))
         except (sqlite3.Error, ValueError) as error:
             self._adapt_connection._handle_exception(error)
@@ -84,6 +88,20 @@ def _run(
         return _Done(cursor.description, cursor.rowcount, cursor.lastrowid, rows)
     finally:
         cursor.close()
+
+
+def _begins_at_once(connection: sqlite3.Connection) -> bool:
+    """Begins to write if nobody else does; False when it would have to wait for that."""
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        connection.execute(BEGIN_WRITING)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    finally:
+        connection.execute(PATIENCE)
+    return True
 
 
 class _Connection(stock.AsyncAdapt_aiosqlite_connection):

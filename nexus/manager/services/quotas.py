@@ -1,6 +1,6 @@
 """Quotas of projects: setting them, and holding to them within the transaction of a change."""
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,15 +14,16 @@ from nexus.manager.uow import SYSTEM, Caller, change
 _ATTEMPTS = 3
 
 
+_OF_PROJECT = select(QuotaRow).where(QuotaRow.project == bindparam("project")).with_for_update()
+
+
 async def admit(session: AsyncSession, project: str, asked: Resources) -> None:
     """Lets a change pass that asks for so much more. Raises QuotaExceeded.
 
     Holds the project's quota until the transaction's end: who asks next counts what this one made.
     Call it before hosts are locked, so that all take their locks in one order.
     """
-    row = await session.scalar(
-        select(QuotaRow).where(QuotaRow.project == project).with_for_update()
-    )
+    row = await session.scalar(_OF_PROJECT, {"project": project})
     if row is not None and row.limits != Quota():
         quotas.check(project, row.limits, await used_by(session, project), asked)
 

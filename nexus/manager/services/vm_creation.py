@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import anyio.lowlevel
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -36,6 +36,20 @@ _ATTEMPTS = 5
 HEAD_START = 4
 """So many turns of the event loop it takes until a call to an agent is under way: it works on a VM
 while the answer to who made it is written."""
+
+
+# Made once: to put a query together takes as long as to run it.
+_HOSTS = select(HostRow).with_for_update()
+_PROMISED = select(VmRow.host_id, func.sum(VmRow.mem_mib)).group_by(VmRow.host_id)
+_TAKEN = (
+    select(VmRow.name)
+    .where(
+        VmRow.project == bindparam("project"),
+        VmRow.name.in_(bindparam("names", expanding=True)),
+        VmRow.power != "deleted",
+    )
+    .limit(1)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +180,8 @@ class VmCreation:
         """A host for each VM."""
         of = order.blueprint
         disk_mib = sum(map(devices.present_size, of.every_drive))
-        hosts = (await session.scalars(select(HostRow).with_for_update())).all()
-        sums = select(VmRow.host_id, func.sum(VmRow.mem_mib)).group_by(VmRow.host_id)
-        promised = {host_id: int(mem_mib) for host_id, mem_mib in await session.execute(sums)}
+        hosts = (await session.scalars(_HOSTS)).all()
+        promised = {host_id: int(mem_mib) for host_id, mem_mib in await session.execute(_PROMISED)}
         placements = scheduler.place_all(
             scheduler.Request(of.vcpu, of.mem_mib, disk_mib),
             len(order.names),
@@ -314,10 +327,8 @@ def _new_row(unit: UnitOfWork, order: Order, name: str | None, host: HostRow) ->
 
 async def check_free(session: AsyncSession, project: str, names: Sequence[str]) -> None:
     """Raises NameTaken when a VM that is not being deleted has one of the names."""
-    query = select(VmRow.name).where(
-        VmRow.project == project, VmRow.name.in_(names), VmRow.power != "deleted"
-    )
-    taken = await session.scalar(query.limit(1)) if names else None
+    asked = {"project": project, "names": names}
+    taken = await session.scalar(_TAKEN, asked) if names else None
     if taken is not None:
         raise name_taken(taken)
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import or_, select
+from sqlalchemy import BindParameter, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import ImageNotReady
@@ -14,6 +14,18 @@ from nexus.manager.db.tables import ImageRow
 
 DEFAULT_KERNEL = "debian-cloud"
 DEFAULT_ROOTFS = "busybox"
+
+
+_REFS: BindParameter[str] = bindparam("refs", expanding=True)
+_ASKED_FOR = (
+    select(ImageRow)
+    .where(
+        ImageRow.project == bindparam("project"),
+        or_(ImageRow.id.in_(_REFS), ImageRow.name.in_(_REFS)),
+    )
+    # Locked, so that none is deleted between this look and the VM's row.
+    .with_for_update(read=True, key_share=True)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +127,7 @@ async def rootfs_of(session: AsyncSession, project: str, ref: str) -> StoredImag
 
 
 async def _look_up(session: AsyncSession, project: str, refs: Sequence[str]) -> Sequence[ImageRow]:
-    query = select(ImageRow).where(
-        ImageRow.project == project, or_(ImageRow.id.in_(refs), ImageRow.name.in_(refs))
-    )
-    # Locked, so that none is deleted between this look and the VM's row.
-    return (await session.scalars(query.with_for_update(read=True, key_share=True))).all()
+    return (await session.scalars(_ASKED_FOR, {"project": project, "refs": refs})).all()
 
 
 def _named(found: Sequence[ImageRow], kind: ImageKind, ref: str) -> ImageRow | None:

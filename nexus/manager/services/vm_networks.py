@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from sqlalchemy import or_, select
+from sqlalchemy import BindParameter, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.devices import NicCreate
@@ -13,6 +13,20 @@ from nexus.api.networks import DEFAULT_NETWORK
 from nexus.manager import devices, ipam
 from nexus.manager.db.columns import StoredNic
 from nexus.manager.db.tables import HostRow, IpAddressRow, NetworkRow
+
+_NAMES: BindParameter[str] = bindparam("names", expanding=True)
+_ASKED_FOR = (
+    select(NetworkRow)
+    .where(
+        or_(
+            NetworkRow.host_id.in_(bindparam("hosts", expanding=True)),
+            (NetworkRow.project == bindparam("project"))
+            & (NetworkRow.name.in_(_NAMES) | NetworkRow.id.in_(_NAMES)),
+        )
+    )
+    .with_for_update()
+)
+_USED = select(IpAddressRow.address).where(IpAddressRow.network_id == bindparam("network"))
 
 
 @dataclass(slots=True)
@@ -49,14 +63,8 @@ class AddressBook:
             )
         names = {nic.network or DEFAULT_NETWORK for nic in nics}
         host_ids = {host.id for host in hosts}
-        query = select(NetworkRow).where(
-            or_(
-                NetworkRow.host_id.in_(host_ids),
-                (NetworkRow.project == project)
-                & (NetworkRow.name.in_(names) | NetworkRow.id.in_(names)),
-            )
-        )
-        rows = (await session.scalars(query.with_for_update())).all()
+        asked = {"hosts": list(host_ids), "project": project, "names": list(names)}
+        rows = (await session.scalars(_ASKED_FOR, asked)).all()
         pools: dict[tuple[str, str], _Pool] = {}
         by_id: dict[str, _Pool] = {}
         for host_id in host_ids:
@@ -115,9 +123,7 @@ def _pick(rows: Sequence[NetworkRow], host_id: str, name: str) -> NetworkRow:
 
 
 async def _pool(session: AsyncSession, row: NetworkRow) -> _Pool:
-    used = set(
-        await session.scalars(select(IpAddressRow.address).where(IpAddressRow.network_id == row.id))
-    )
+    used = set(await session.scalars(_USED, {"network": row.id}))
     free = ipam.free_addresses(row.cidr, row.gateway, used, row.last_address, row.reserved)
     return _Pool(row, used, free)
 
