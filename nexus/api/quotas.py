@@ -1,4 +1,4 @@
-"""Quotas: how much a project's VMs and volumes may be given, all together."""
+"""Quotas: how much a project's VMs, volumes and snapshots may be given, all together."""
 
 from typing import Annotated
 
@@ -19,13 +19,14 @@ class Quota(Wire):
 
 
 class Resources(Wire):
-    """What VMs and volumes were promised."""
+    """What VMs, volumes and snapshots were promised."""
 
     vms: int = 0
     vcpu: int = 0
     mem_mib: int = 0
     disk_mib: int = 0
-    """Root disks, drives and volumes, by the size that guests see."""
+    """Root disks, drives and volumes, by the size that guests see; and snapshots: the memory and
+    the disks of each."""
 
 
 class ProjectQuota(Wire):

@@ -210,6 +210,36 @@ async def test_deleted_while_it_is_taken(manager: Manager, agent: AgentDouble) -
     assert agent.shelf.held == {}
 
 
+async def test_its_vm_goes_while_it_is_taken(sqlite_manager: Manager, agent: AgentDouble) -> None:
+    manager = sqlite_manager
+    await manager.add_defaults()
+    await manager.create(name="web")
+    agent.shelf.hold = anyio.Event()
+    await take(manager, query="", name="late")
+    await agent.shelf.begun.wait()
+    await manager.http.delete("/v1/vms/web?wait=deleted")
+    agent.shelf.hold.set()
+    late = await becomes(manager, "late", "error")
+    assert "no such machine" in late["error"]["message"]
+
+
+async def test_snapshots_count_against_the_quota(
+    sqlite_manager: Manager, agent: AgentDouble
+) -> None:
+    manager = sqlite_manager
+    await manager.add_defaults()
+    url = "/v1/projects/default/quota"
+    await manager.create(name="web", mem_mib=64, rootfs_size_mib=8)
+    await manager.http.put(url, json={"disk_mib": 8 + 2 * 72})
+    await take(manager, name="one")
+    await take(manager, name="two")
+    code, error, message = await refused(manager, "POST", "/v1/vms/web/snapshots", name="three")
+    assert (code, error, "disk" in message) == (409, "quota_exceeded", True)
+    assert (await manager.http.get(url)).json()["item"]["used"]["disk_mib"] == 8 + 2 * 72
+    await manager.http.delete("/v1/snapshots/one?wait=deleted")
+    await take(manager, name="three")
+
+
 async def test_the_next_manager_finishes_it(settings: Settings, agent: AgentDouble) -> None:
     agent.shelf.hold = anyio.Event()
     async with running(settings) as manager:

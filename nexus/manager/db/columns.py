@@ -179,6 +179,11 @@ class Blueprint(Wire):
         return [*self.drives, self.root] if self.root is not None else self.drives
 
     @property
+    def snapshot_mib(self) -> int:
+        """What a snapshot of such a VM may come to take: its memory and its disks."""
+        return self.mem_mib + sum(drive.own_mib for drive in self.every_drive)
+
+    @property
     def images(self) -> list[StoredImage]:
         """All that a boot from the kernel needs, and what its drives began as."""
         found = [self.kernel, self.initrd, self.rootfs, *(each.image for each in self.drives)]

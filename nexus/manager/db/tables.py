@@ -458,6 +458,8 @@ class SnapshotRow(Leased, Base):
     blueprint: Mapped[Blueprint] = mapped_column(Typed(Blueprint))
     held: Mapped[HostSnapshot | None] = mapped_column(Typed(HostSnapshot))
     """What the host says of it once it is captured."""
+    disk_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """What it was promised: its memory, and the disks by the size that guests see."""
     scheduled: Mapped[bool] = mapped_column(default=False)
     """Whether its VM's schedule made it, and may prune it."""
     template_id: Mapped[str | None] = mapped_column(String(36))

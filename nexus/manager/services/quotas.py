@@ -8,7 +8,7 @@ from nexus.api.errors import Conflict, Forbidden
 from nexus.api.quotas import ProjectQuota, Quota, Resources
 from nexus.manager import quotas
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import QuotaRow, VmRow, VolumeRow
+from nexus.manager.db.tables import QuotaRow, SnapshotRow, VmRow, VolumeRow
 from nexus.manager.uow import SYSTEM, Caller, change
 
 _ATTEMPTS = 3
@@ -41,11 +41,15 @@ async def used_by(session: AsyncSession, project: str) -> Resources:
         VolumeRow.project == project
     )
     on_volumes = (await session.execute(volumes)).scalar_one()
+    snapshots = select(func.coalesce(func.sum(SnapshotRow.disk_mib), 0)).where(
+        SnapshotRow.project == project, SnapshotRow.state.in_(("requested", "importing", "ready"))
+    )
+    in_snapshots = (await session.execute(snapshots)).scalar_one()
     return Resources(
         vms=int(count),
         vcpu=int(vcpu),
         mem_mib=int(mem_mib),
-        disk_mib=int(disk_mib) + int(on_volumes),
+        disk_mib=int(disk_mib) + int(on_volumes) + int(in_snapshots),
     )
 
 

@@ -27,6 +27,7 @@ from nexus.api.errors import (
     NoCapacity,
     NotFound,
 )
+from nexus.api.quotas import Resources
 from nexus.api.snapshots import HostSnapshot, SnapshotName
 from nexus.api.vm_snapshots import Snapshot
 from nexus.api.vms import VmSpec
@@ -37,6 +38,7 @@ from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, ImageRow, NetworkRow, SnapshotRow
 from nexus.manager.pipelines import leases
 from nexus.manager.pipelines.snapshots import SnapshotPipeline
+from nexus.manager.services import quotas
 from nexus.manager.services.hosts import is_healthy
 from nexus.manager.services.snapshot_taking import check_name, name_taken
 from nexus.manager.services.snapshot_views import to_snapshot
@@ -137,6 +139,8 @@ class SnapshotArchives:
         self, unit: UnitOfWork, manifest: Manifest, name: str | None, host: str | None
     ) -> SnapshotRow:
         session, project = unit.session, unit.caller.project
+        blueprint = await _at_home(session, project, manifest.blueprint)
+        await quotas.admit(session, project, Resources(disk_mib=blueprint.snapshot_mib))
         row = SnapshotRow(
             id=new_id(),
             project=project,
@@ -148,7 +152,8 @@ class SnapshotArchives:
             kind="full",
             needs_parent=False,
             state="importing",
-            blueprint=await _at_home(session, project, manifest.blueprint),
+            blueprint=blueprint,
+            disk_mib=blueprint.snapshot_mib,
             scheduled=False,
             wanted_by=unit.caller.actor,
             wanted_in=unit.caller.request_id,

@@ -6,10 +6,12 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import InUse, InvalidState, NameTaken
+from nexus.api.quotas import Resources
 from nexus.api.snapshots import SnapshotKind
 from nexus.ids import new_id
 from nexus.manager import blueprints
 from nexus.manager.db.tables import SnapshotRow, VmRow
+from nexus.manager.services import quotas
 from nexus.manager.uow import UnitOfWork
 
 
@@ -23,12 +25,13 @@ async def begin(
 ) -> SnapshotRow:
     """The row of a snapshot that is to be taken of a locked VM, with its event.
 
-    Raises NameTaken, InvalidState or InUse.
+    Raises NameTaken, InvalidState, InUse or QuotaExceeded.
     """
     session = unit.session
     check_can_capture(vm)
     await check_alone(session, vm)
-    snapshot_id = new_id()
+    snapshot_id, blueprint = new_id(), blueprints.of_vm(vm)
+    await quotas.admit(session, vm.project, Resources(disk_mib=blueprint.snapshot_mib))
     row = SnapshotRow(
         id=snapshot_id,
         project=vm.project,
@@ -41,7 +44,8 @@ async def begin(
         parent_id=(await _parent_of(session, vm)).id if kind == "diff" else None,
         needs_parent=kind == "diff",
         state="requested",
-        blueprint=blueprints.of_vm(vm),
+        blueprint=blueprint,
+        disk_mib=blueprint.snapshot_mib,
         scheduled=scheduled,
         wanted_by=unit.caller.actor,
         wanted_in=unit.caller.request_id,
