@@ -89,8 +89,11 @@ class Runtime:
     feed: EventFeed
 
 
-def runtime_of(connection: HTTPConnection) -> Runtime:
-    """The runtime behind a request or a WebSocket."""
+async def runtime_of(connection: HTTPConnection) -> Runtime:
+    """The runtime behind a request or a WebSocket.
+
+    Async, as every dependency must be: FastAPI runs others in threads.
+    """
     runtime = connection.app.state.runtime
     if not isinstance(runtime, Runtime):
         raise TypeError("the application has no runtime")

@@ -49,7 +49,7 @@ class Narrowing:
     since: datetime | None
 
 
-def narrowing(
+async def narrowing(
     state: Annotated[list[VmState], Query(max_length=16, description="Any of these.")] = [],  # noqa: B006 - nothing changes it
     reason: Annotated[list[Reason], Query(max_length=16, description="Any of these.")] = [],  # noqa: B006
     since: Annotated[
@@ -74,7 +74,7 @@ class Place:
     streams: bool
 
 
-def place(
+async def place(
     request: Request,
     cursor: Annotated[Id | None, Query(description="``next_cursor`` of the page before.")] = None,
     after: Annotated[

@@ -23,7 +23,7 @@ Project = Annotated[
 _HOLDS = "How long ``wait`` holds, in seconds; 60 unless given."
 
 
-def wait_seconds(
+async def wait_seconds(
     timeout: Annotated[
         float | None, Query(gt=0, le=600, allow_inf_nan=False, description=_HOLDS)
     ] = None,
