@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexus.images import incoming
@@ -72,6 +72,7 @@ def test_what_nobody_wants_any_more_is_cleared(store: Store) -> None:
         begin(store, "../../etc/passwd")
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 300_000), max_size=8), st.integers(0, 8))
 def test_any_cuts_give_the_same(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], again_at: int
