@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus import httpd
+from nexus.api.common import Progress
 from nexus.api.endings import LastExit
 from nexus.api.vms import Stage, VmError, VmEvent, VmState
 from nexus.api.why import VmWhy, WhyState
@@ -94,6 +95,16 @@ RUNS: list[tuple[VmState, str]] = [("requested", "created"), ("running", "starte
             Facts("web", "requested", told(RUNS[0]), power="running", unsettled=True, attempts=3),
             "its host was asked 3 times in vain",
             "nexus host ls",
+        ),
+        (
+            Facts(
+                "web",
+                "requested",
+                told(RUNS[0]),
+                progress=Progress(what="fetching the image of rootfs", fraction=0.4),
+            ),
+            "its host is fetching the image of rootfs (40% are there)",
+            "nexus show web",
         ),
         (
             Facts("web", "unknown", told(*RUNS, ("unknown", "host_lost"))),

@@ -7,6 +7,7 @@ import anyio
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from nexus.api.common import Progress
 from nexus.api.endings import LastExit
 from nexus.api.errors import NexusError, NotFound
 from nexus.api.origins import Identity
@@ -51,6 +52,8 @@ class Facts:
     """Why its VMM does not take what is wanted of its devices."""
     identity: Identity | None = None
     """Whether the guest of a loaded VM has become itself."""
+    progress: Progress | None = None
+    """Of images that its host fetches for it."""
 
 
 async def why(db: Database, agents: Agents, ref: str, project: str) -> VmWhy:
@@ -78,6 +81,7 @@ async def why(db: Database, agents: Agents, ref: str, project: str) -> VmWhy:
             last_exit=row.last_exit,
             devices_error=row.devices_error,
             identity=row.identity,
+            progress=row.progress,
         )
     turn = turning_point(facts)
     tail = chunk.lines if chunk is not None else []
@@ -127,6 +131,8 @@ def summary(facts: Facts) -> str:
         return said
     if facts.state == "running" and _panicked(facts):
         said += "; its kernel panicked and hangs"
+    if facts.progress is not None:
+        said += f"; its host is {facts.progress.what} ({facts.progress.fraction:.0%} are there)"
     said += _of_restarts(facts)
     if facts.devices_error is not None and facts.state in ("running", "paused"):
         said += f"; {facts.devices_error.message}"
