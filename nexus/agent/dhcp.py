@@ -24,6 +24,8 @@ class Service:
     """Whether the host is the clients' gateway."""
     home: bool = False
     """The host's own network, which NICs that name none are on."""
+    index: int = 0
+    """The bridge's: one that was made anew under the same name has another."""
     asks: tuple[str, ...] | None = None
     """Where other names are asked for; None is where the host asks."""
 
@@ -78,6 +80,7 @@ def config_of(service: Service, paths: ServicePaths) -> str:
     subnet = service.subnet
     return "\n".join(
         [
+            f"# the interface with the index {service.index}",
             f"interface={service.bridge}",
             "except-interface=lo",
             f"listen-address={service.address}",

@@ -96,7 +96,7 @@ async def start(network_id: str, paths: ServicePaths, config: Path) -> Process:
         raise
     process.kill()
     await process.watch()
-    raise _refused(paths.complaints.read_text(errors="replace"))
+    raise refusal(paths.complaints.read_text(errors="replace"))
 
 
 def _spawn(words: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
@@ -207,7 +207,8 @@ def _missing(program: str) -> NetworkFailed:
     )
 
 
-def _refused(words: str) -> NetworkFailed:
+def refusal(words: str) -> NetworkFailed:
+    """What it says when it does not start, and what to do about it."""
     said = words.strip().splitlines()
     last = next((line for line in said if "FAILED" not in line), "it says nothing")[:300]
     if PROGRAM in last and "No such file" in last:

@@ -4,7 +4,6 @@ import ipaddress
 import json
 import socket
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -214,6 +213,7 @@ class Networks:
                     subnet=segment.subnet,
                     leads_out=segment.kind == "nat",
                     home=spec.home,
+                    index=_index_or_none(segment.bridge) or 0,
                     asks=tuple(spec.dns) if spec.dns is not None else None,
                 )
             )
@@ -325,8 +325,9 @@ class Networks:
     def _bridge_indices(self) -> set[int]:
         found = set()
         for name in {self._home.bridge.name, *self._bridges}:
-            with suppress(OSError):
-                found.add(socket.if_nametoindex(name))
+            index = _index_or_none(name)
+            if index is not None:
+                found.add(index)
         return found
 
     def _ports(self, machine: Machine, *, lenient: bool = False) -> list[Port]:
@@ -358,12 +359,17 @@ def _clients(machine: Machine) -> tuple[Client, ...]:
 
 
 def _index_of(bridge: str) -> int:
+    index = _index_or_none(bridge)
+    if index is None:
+        raise NetworkFailed(f"the bridge {bridge} is gone", suggestion="start the agent again")
+    return index
+
+
+def _index_or_none(bridge: str) -> int | None:
     try:
         return socket.if_nametoindex(bridge)
-    except OSError as error:
-        raise NetworkFailed(
-            f"the bridge {bridge} is gone", suggestion="start the agent again"
-        ) from error
+    except OSError:
+        return None
 
 
 def load_networks(file: Path) -> HostNetworks:

@@ -3,10 +3,11 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus.agent import dnsmasq
+from nexus.agent.bridges import bridge_name
 from nexus.agent.dhcp import Book, Client, Service, ServicePaths, config_of
 from nexus.agent.name_service import NameService
 from nexus.agent.rules import Segment
@@ -69,8 +71,8 @@ while True:
 SENDER = """
 import socket, sys
 sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sender.bind(("0.0.0.0", int(sys.argv[2])))
-sender.sendto(sys.argv[2].encode(), (sys.argv[1], 68))
+sender.bind(("0.0.0.0", int(sys.argv[1])))
+sender.sendto(bytes.fromhex(sys.argv[4]), (sys.argv[2], int(sys.argv[3])))
 """
 SHOW = '#!/bin/sh\n[ "$1" = bound ] && env\nexit 0\n'
 
@@ -237,10 +239,25 @@ def test_guests_get_their_own_address_and_each_others_names(lab: Lab, tmp_path: 
 @pytest.mark.root
 def test_a_guest_is_no_dhcp_server(lab: Lab) -> None:
     heard = serve(lab.stack, 68, "udp", inside=lab.one.namespace)
-    for port in ("67", "6767"):
-        words = ["ip", "netns", "exec", lab.two.namespace, sys.executable, "-S", "-c", SENDER]
-        subprocess.run([*words, lab.one.port.ip, port], check=True)
-    assert bytes.fromhex(heard.readline()) == b"6767"
+    for port in (67, 6767):
+        send(lab.two, port, lab.one.port.ip, 68, f"{port:04x}")
+    assert heard.readline() == f"{6767:04x}\n"
+
+
+@pytest.mark.root
+def test_a_guest_asks_for_itself_alone(lab: Lab) -> None:
+    """A request with the hardware address of another guest does not come to the host."""
+    heard = serve(lab.stack, 67, "udp")
+    for peer in (lab.one, lab.two):
+        message = bytes(28).hex() + peer.port.mac.replace(":", "") + bytes(202).hex()
+        send(lab.two, 68, str(HOME.subnet[1]), 67, message)
+    assert lab.two.port.mac.replace(":", "") in heard.readline()
+
+
+def send(peer: Peer, source: int, address: str, port: int, message: str) -> None:
+    """One UDP packet, given in hexadecimal digits."""
+    words = ["ip", "netns", "exec", peer.namespace, sys.executable, "-S", "-c", SENDER]
+    subprocess.run([*words, str(source), address, str(port), message], check=True)
 
 
 # -- with an agent -------------------------------------------------------------------------------
@@ -312,6 +329,13 @@ def test_a_server_outlives_its_agent_and_is_kept_alive(agent: Agent, tiny_kernel
     until("another server", lambda: servers(agent) not in ([], [pid]))
     until("its name", lambda: resolves("www.lab.nexus", server) == "10.201.7.9")
 
+    # A bridge that is made anew has a server of its own.
+    (before,) = servers(agent)
+    subprocess.run(["ip", "link", "del", bridge_name(lab.id)], check=True)
+    tell(agent, lab)
+    assert servers(agent) not in ([], [before])
+    until("its name", lambda: resolves("www.lab.nexus", server) == "10.201.7.9")
+
     # Options that are in its configuration make a new one; the VM goes and so does its name.
     (before,) = servers(agent)
     tell(agent, lab.model_copy(update={"dns": ["192.0.2.1"]}))
@@ -331,21 +355,24 @@ def test_a_server_outlives_its_agent_and_is_kept_alive(agent: Agent, tiny_kernel
 
 
 @pytest.mark.root
-def test_a_server_that_cannot_start_says_why(firecracker_binary: Path, tmp_path: Path) -> None:
+@pytest.mark.firecracker
+def test_a_server_that_cannot_start_says_why(agent: Agent) -> None:
     """Its network is there all the same: VMs get their addresses without it too."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "dnsmasq").write_text("#!/bin/sh\necho dnsmasq: no luck today >&2\nexit 2\n")
-    (programs / "dnsmasq").chmod(0o755)
-    path = f"{programs}:{os.environ['PATH']}"
-    with closing(Agent(FC_BINARY=str(firecracker_binary), PATH=path)) as agent:
-        agent.start()
-        lab = spec()
-        (status,) = tell(agent, lab).networks
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("0.0.0.0", 53))
+        (status,) = tell(agent, spec()).networks
         assert status.error is not None
-        assert status.error.message == "dnsmasq does not start: dnsmasq: no luck today"
-        assert "journalctl" in (status.error.suggestion or "")
+        assert "dnsmasq does not start" in status.error.message
+        assert "10.201.7.1: Address already in use" in status.error.message
+        assert "ss -lnup" in (status.error.suggestion or "")
         assert status.bridge in links()
-        # The cause goes, and it starts by itself.
-        (programs / "dnsmasq").unlink()
-        until("it serves", lambda: servers(agent) != [])
+        assert servers(agent) == []
+    # The cause goes, and it starts by itself.
+    until("it serves", lambda: servers(agent) != [])
+
+
+def test_a_program_that_is_missing_is_named() -> None:
+    said = "setpriv: failed to execute dnsmasq: No such file or directory"
+    error = dnsmasq.refusal(said)
+    assert error.message == "the program dnsmasq is missing"
+    assert error.suggestion == "apt-get install dnsmasq-base"

@@ -5,7 +5,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
@@ -14,6 +13,7 @@ from nexus.api.devices import NicCreate
 from nexus.api.networks import NetworkChange, NetworkCreate, PortForwardCreate
 from nexus.api.vms import VmCreate
 from nexus.client import Client, ConflictError, NexusApiError
+from tests.agent.test_dhcp import resolves
 from tests.integration.installation import Installation, machine_state, service_pid, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
@@ -68,8 +68,8 @@ def lan() -> Iterator[Lan]:
         ip("-n", made.namespace, "addr", "add", f"{made.address}/24", "dev", "eth0")
         ip("-n", made.namespace, "link", "set", "eth0", "up")
         yield made
-        master = Path(f"/sys/class/net/{made.uplink}/master")
-        assert not master.exists(), "the uplink is given back"
+        shown = subprocess.check_output(["ip", "link", "show", made.uplink], text=True)
+        assert "master" not in shown, "the uplink is given back"
         ip("link", "del", made.uplink)
     finally:
         ip("netns", "del", made.namespace)
@@ -141,6 +141,13 @@ def test_guests_on_networks(qemu_installation: Installation, lan: Lan) -> None:
         wait_for("the port leads to the guest", lambda: _text_of(url) == "net-a\n")
         client.forwards.delete("net-a", forward.id)
         wait_for("the port is closed", lambda: _text_of(url) is None)
+
+        # The host's own network can have names too.
+        home = client.networks.change("default", NetworkChange(dhcp=True))
+        assert home.state == "ready"
+        assert home.gateway is not None
+        assert resolves("net-a.default.nexus", home.gateway) == outer
+        client.networks.change("default", NetworkChange(dhcp=False))
 
         with pytest.raises(ConflictError, match="net-a"):
             client.networks.delete("lab")
