@@ -93,6 +93,11 @@ def ensure_files(
                 hostname=machine.name,
                 ssh_keys=list(machine.ssh_keys),
                 user_data=machine.user_data,
+                vendor_data=machine.vendor_data,
+                nics=[
+                    configdrive.Nic(nic.iface, nic.mac, nic.ip, nic.gateway, nic.dns)
+                    for nic in machine.nics
+                ],
             )
             own(fresh, owner)
             fresh.replace(paths.root / CONFIG_DRIVE)

@@ -89,6 +89,9 @@ class Machine(Wire):
     nics: Annotated[list[MachineNic], Field(max_length=8)]
     user_data: UserData | None
     ssh_keys: list[SshKey]
+    vendor_data: UserData | None = None
+    config_drive: bool = False
+    """A config drive also where there is nothing else to say on it."""
     stop_timeout_s: Annotated[float, Field(ge=0, le=600)] = 10.0
     """How long a guest has to power off before its VMM is killed; 0 kills at once."""
     rootfs_size_mib: DiskMib | None = None

@@ -74,6 +74,12 @@ class VmSpec(Wire):
     ttl: Ttl_s | None = None
     """Seconds from its creation until the VM is ended and deleted."""
     user_data: UserData | None = None
+    """Given to the guest on its config drive; a script (``#!``), or what cloud-init takes."""
+    vendor_data: UserData | None = None
+    """The same, of whoever runs the installation; its default when absent, and none when empty."""
+    config_drive: Annotated[bool, Field(strict=True)] = False
+    """A config drive in any case, for an image with cloud-init. Without it, a VM has one if it has
+    ``user_data``, ``vendor_data`` or ``ssh_keys``."""
     ssh_keys: Annotated[list[SshKey], Field(max_length=32)] = Field(default_factory=list)
     rootfs_size_mib: DiskMib | None = None
     """Makes the root disk larger than its image, and an ext4 file system in it as well."""

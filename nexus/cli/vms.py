@@ -28,6 +28,8 @@ class RunOptions:
     tags: list[str]
     ssh_keys: list[Path]
     user_data: Path | None
+    vendor_data: Path | None
+    config_drive: bool
     drives: list[str]
     nics: list[str]
     root_size: str | None
@@ -50,6 +52,10 @@ def run(session: Session, options: RunOptions) -> None:
         "kernel_args": options.kernel_args,
         "user_data": read(options.user_data) if options.user_data else None,
     }
+    if options.vendor_data is not None:
+        given["vendor_data"] = read(options.vendor_data)
+    if options.config_drive:
+        given["config_drive"] = True
     try:
         given |= _devices(options) | terms.given(*options.terms)
         spec = VmCreate(

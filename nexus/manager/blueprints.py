@@ -26,6 +26,8 @@ def of_vm(vm: VmRow) -> Blueprint:
         balloon=vm.balloon,
         tags=vm.tags,
         user_data=vm.user_data,
+        vendor_data=vm.vendor_data,
+        config_drive=vm.config_drive,
         ssh_keys=vm.ssh_keys,
         restart_policy=vm.restart_policy,
         track_dirty_pages=vm.track_dirty_pages,

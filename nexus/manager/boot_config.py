@@ -36,6 +36,8 @@ class BootConfig(Wire):
     balloon: Balloon | None
     restart_policy: RestartPolicy
     user_data: str | None
+    vendor_data: str | None
+    config_drive: bool
     ssh_keys: list[str]
     track_dirty_pages: bool
 
@@ -57,6 +59,8 @@ def of_row(row: VmRow) -> BootConfig:
         balloon=row.balloon,
         restart_policy=row.restart_policy,
         user_data=row.user_data,
+        vendor_data=row.vendor_data,
+        config_drive=row.config_drive,
         ssh_keys=row.ssh_keys,
         track_dirty_pages=row.track_dirty_pages,
     )
@@ -94,6 +98,9 @@ def of_version(
         balloon=spec.balloon,
         restart_policy=spec.restart_policy,
         user_data=spec.user_data,
+        # Where a version says nothing, the installation did when the VM was made.
+        vendor_data=row.vendor_data if spec.vendor_data is None else spec.vendor_data,
+        config_drive=spec.config_drive,
         ssh_keys=spec.ssh_keys,
         track_dirty_pages=spec.track_dirty_pages,
     )
@@ -115,6 +122,8 @@ _PLAIN = (
     "balloon",
     "restart_policy",
     "user_data",
+    "vendor_data",
+    "config_drive",
     "ssh_keys",
     "track_dirty_pages",
 )

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+MOST_TEXT = 65536
+"""As much as a VM's own user data."""
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"", "0", "false", "no", "off"})
 
@@ -37,6 +39,8 @@ class Settings:
     """How much memory VMs may be promised, as a multiple of what a host has."""
     image_max_bytes: int = 65536 << 20
     """How large an image may be, decompressed and with its holes."""
+    vendor_data: str | None = None
+    """What VMs are told on their config drive that say nothing of it themselves."""
 
     @property
     def own_port(self) -> int | None:
@@ -64,11 +68,25 @@ class Settings:
             events_keep_days=_above_zero(given, "MANAGER_EVENTS_KEEP_DAYS", "30", 36500),
             mem_overcommit=_above_zero(given, "MANAGER_MEM_OVERCOMMIT", "1", 1000),
             image_max_bytes=_mib(given, "MANAGER_IMAGE_MAX_MIB", 65536) << 20,
+            vendor_data=_text(given, "MANAGER_VENDOR_DATA_FILE"),
         )
 
 
 def _path(env: Mapping[str, str], name: str) -> Path | None:
     return Path(env[name]) if env.get(name) else None
+
+
+def _text(env: Mapping[str, str], name: str) -> str | None:
+    """The content of a file that a setting names."""
+    if not env.get(name):
+        return None
+    try:
+        text = Path(env[name]).read_text()
+    except (OSError, ValueError) as error:
+        raise BadSetting(f"{name}={env[name]!r} cannot be read: {error}") from error
+    if len(text) > MOST_TEXT:
+        raise BadSetting(f"{name}={env[name]!r} has more than {MOST_TEXT} characters")
+    return text
 
 
 def _flag(env: Mapping[str, str], name: str) -> bool:

@@ -49,6 +49,8 @@ def machine_of(row: VmRow) -> Machine:
         drives=[devices.for_agent(drive) for drive in row.drives],
         balloon=row.balloon,
         user_data=row.user_data,
+        vendor_data=row.vendor_data,
+        config_drive=row.config_drive,
         ssh_keys=row.ssh_keys,
         stop_timeout_s=row.stop_timeout_s,
         restart_policy=row.restart_policy,

@@ -88,6 +88,8 @@ def spec_of(row: VmRow) -> VmSpec:
         tags=row.tags,
         restart_policy=row.restart_policy,
         user_data=row.user_data,
+        vendor_data=row.vendor_data,
+        config_drive=row.config_drive,
         ssh_keys=row.ssh_keys,
         rootfs_size_mib=row.rootfs_size_mib,
         rootfs_limits=row.rootfs_limits,

@@ -145,7 +145,8 @@ def test_a_linux_guest_lives_a_whole_life(linux_images: LinuxImages, tmp_path: P
         instance_id="i-1",
         hostname="web",
         ssh_keys=['command="ls" ssh-ed25519 AAAA', key],
-        user_data="#!/bin/sh\necho user data ran as $(id -u)\n",
+        vendor_data="#!/bin/sh\necho vendor >/run/vendor\n",
+        user_data="#!/bin/sh\necho user data ran as $(id -u) after $(cat /run/vendor)\n",
     )
     address = f"nexus.hostname=other nexus.ip=net0,{MAC},10.213.0.2/24,10.213.0.1 nexus.dns=9.9.9.9"
     with (
@@ -166,7 +167,7 @@ def test_a_linux_guest_lives_a_whole_life(linux_images: LinuxImages, tmp_path: P
         deadline = time.monotonic() + DEADLINE_S
         while int(get("/count")) <= first:
             assert time.monotonic() < deadline
-        guest.wait_for(b"user data ran as 0")
+        guest.wait_for(b"user data ran as 0 after vendor")
         guest.type("cat /root/.ssh/authorized_keys /etc/resolv.conf; echo $((6 * 7))")
         guest.wait_for(b'command="ls" ssh-ed25519 AAAA')
         guest.wait_for(b"nameserver 9.9.9.9")

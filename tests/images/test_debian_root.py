@@ -24,6 +24,7 @@ def test_a_debian_guest_lives_a_whole_life(
         instance_id="i-1",
         hostname="deb",
         ssh_keys=['command="ls \\"/\\"" ssh-ed25519 AAAA', new_key(tmp_path)],
+        vendor_data="#!/bin/sh\necho vendor data ran\n",
         user_data="#!/bin/sh\necho user data ran as $(id -u) in $(systemctl is-system-running)\n",
     )
     address = f"nexus.hostname=other nexus.ip=net0,{MAC},10.213.0.2/24,10.213.0.1 nexus.dns=9.9.9.9"
@@ -41,6 +42,7 @@ def test_a_debian_guest_lives_a_whole_life(
         ) as guest,
     ):
         guest.wait_for(b"nexus-guest ready hostname=deb ip=10.213.0.2")
+        guest.wait_for(b"vendor data ran")
         guest.wait_for(b"user data ran as 0 in starting")
         guest.wait_for(b"root@deb:~#")
         guest.type("cat /root/.ssh/authorized_keys /etc/resolv.conf; echo $((6 * 7))")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pycdlib
 import pytest
+import yaml
 
 from nexus.images import configdrive, cpio, debian, tools
 from nexus.images.debs import Packages
@@ -73,8 +74,54 @@ def test_a_config_drive_can_be_read(tmp_path: Path) -> None:
         'instance-id: "i-1"\nlocal-hostname: "web"\npublic-keys:\n'
         '  - "command=\\"ls\\" ssh-ed25519 AAAA me@here"\n'
     )
+    assert [read_drive(drive, name) for name in ("vendor-data", "network-config")] == [
+        "",
+        "version: 2\nethernets: {}\n",
+    ]
     assert drive.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [drive]
+
+
+def test_a_config_drive_tells_of_the_network(tmp_path: Path) -> None:
+    """As cloud-init's documentation of network configuration, version 2, has it."""
+    drive = tmp_path / "config.iso"
+    first = configdrive.Nic(
+        "eth0", "06:00:0a:4d:00:05", "10.77.0.5/20", "10.77.0.1", ["9.9.9.9", "1.1.1.1"]
+    )
+    second = configdrive.Nic("eth1", "06:00:0a:09:00:02", "10.9.0.2/24", None)
+    configdrive.write(
+        drive,
+        instance_id="i-1",
+        hostname="1e3",
+        ssh_keys=["ssh-ed25519 AAAA: #me"],
+        vendor_data="#cloud-config\n",
+        nics=[first, second],
+    )
+    assert yaml.safe_load(read_drive(drive, "network-config")) == {
+        "version": 2,
+        "ethernets": {
+            "eth0": {
+                "match": {"macaddress": "06:00:0a:4d:00:05"},
+                "set-name": "eth0",
+                "dhcp4": False,
+                "addresses": ["10.77.0.5/20"],
+                "routes": [{"to": "0.0.0.0/0", "via": "10.77.0.1"}],
+                "nameservers": {"addresses": ["9.9.9.9", "1.1.1.1"]},
+            },
+            "eth1": {
+                "match": {"macaddress": "06:00:0a:09:00:02"},
+                "set-name": "eth1",
+                "dhcp4": False,
+                "addresses": ["10.9.0.2/24"],
+            },
+        },
+    }
+    assert yaml.safe_load(read_drive(drive, "meta-data")) == {
+        "instance-id": "i-1",
+        "local-hostname": "1e3",
+        "public-keys": ["ssh-ed25519 AAAA: #me"],
+    }
+    assert read_drive(drive, "vendor-data") == "#cloud-config\n"
 
 
 def test_a_config_drive_takes_no_line_breaks_in_names_and_keys(tmp_path: Path) -> None:

@@ -35,6 +35,12 @@ def run_vm(
     user_data: Annotated[
         Path | None, typer.Option("--user-data", help="File given to the guest.")
     ] = None,
+    vendor_data: Annotated[
+        Path | None, typer.Option("--vendor-data", help="In place of the installation's own.")
+    ] = None,
+    config_drive: Annotated[
+        bool, typer.Option("--config-drive", help="In any case: for images with cloud-init.")
+    ] = False,
     drive: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,6 +98,8 @@ def run_vm(
             tags=tag or [],
             ssh_keys=ssh_key or [],
             user_data=user_data,
+            vendor_data=vendor_data,
+            config_drive=config_drive,
             drives=drive or [],
             nics=nic or [],
             root_size=root_size,

@@ -159,6 +159,8 @@ class Blueprint(Wire):
     ssh_keys: list[str]
     restart_policy: RestartPolicy
     track_dirty_pages: bool = False
+    vendor_data: str | None = None
+    config_drive: bool = False
 
     @property
     def root(self) -> StoredDrive | None:

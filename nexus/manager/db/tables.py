@@ -242,6 +242,8 @@ class VmRow(Leased, Base):
     balloon: Mapped[Balloon | None] = mapped_column(Typed(Balloon))
     tags: Mapped[dict[str, str]] = mapped_column(Typed(dict[str, str]))
     user_data: Mapped[str | None] = mapped_column(Text)
+    vendor_data: Mapped[str | None] = mapped_column(Text)
+    config_drive: Mapped[bool] = mapped_column(default=False, server_default=false())
     ssh_keys: Mapped[list[str]] = mapped_column(Typed(list[str]))
 
     restart_policy: Mapped[RestartPolicy] = mapped_column(

@@ -212,6 +212,8 @@ def _read(text: bytes) -> Manifest:
             tags=of.tags,
             restart_policy=of.restart_policy,
             user_data=of.user_data,
+            vendor_data=of.vendor_data,
+            config_drive=of.config_drive,
             ssh_keys=of.ssh_keys,
             rootfs_size_mib=of.rootfs_size_mib,
             rootfs_limits=of.rootfs_limits,

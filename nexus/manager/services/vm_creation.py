@@ -148,6 +148,8 @@ class VmCreation:
         rows: list[VmRow] = []
         for name, host in zip(order.names, hosts, strict=True):
             row = _new_row(unit, order, name, host)
+            if row.vendor_data is None and order.origin is None:
+                row.vendor_data = self.settings.vendor_data
             row.nics = addresses.nics_of(row.id, host, of.nics)
             if order.use is not None:
                 order.use.mark(row)
@@ -238,6 +240,8 @@ async def order_of(
         balloon=request.balloon,
         tags=request.tags,
         user_data=request.user_data,
+        vendor_data=request.vendor_data,
+        config_drive=request.config_drive,
         ssh_keys=request.ssh_keys,
         restart_policy=request.restart_policy,
         track_dirty_pages=request.track_dirty_pages,
@@ -304,6 +308,8 @@ def _new_row(unit: UnitOfWork, order: Order, name: str | None, host: HostRow) ->
         balloon=of.balloon,
         tags=of.tags,
         user_data=of.user_data,
+        vendor_data=of.vendor_data,
+        config_drive=of.config_drive,
         ssh_keys=of.ssh_keys,
         restart_policy=of.restart_policy,
         track_dirty_pages=of.track_dirty_pages,
