@@ -20,7 +20,7 @@ from nexus.api.guest import GuestAddress
 from nexus.api.networks import HostForward, NetworkError
 
 ARP_TIMEOUT_S = 1.0
-GUEST_TIMEOUT_S = 3.0
+GUEST_TIMEOUT_S = 2.0
 
 log = structlog.get_logger("checkup")
 

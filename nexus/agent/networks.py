@@ -3,7 +3,7 @@
 import ipaddress
 import json
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -171,6 +171,8 @@ class Networks:
     ) -> None:
         """Rules before bridges: there is no moment in which a bridge is up without them."""
         try:
+            # Before the rules: a connection that they lead astray meanwhile waits for a second.
+            self._route_loopback(wanted.forwards)
             await self._firewall.replace(self._all_segments(), wanted.forwards)
         except NetworkFailed as refused:
             errors.update({spec.id: refused for spec in wanted.networks})
@@ -191,12 +193,14 @@ class Networks:
                 bridges.ensure(found, self.installation, self._links)
             except NetworkFailed as error:
                 failed[network_id] = error
-        if wanted.forwards:
-            for segment in self._all_segments():
-                if segment.ours and segment.kind == "nat":
-                    # A connection to a forwarded port of 127.0.0.1 is routed into the bridge.
-                    nft.route_loopback(segment.bridge)
+        self._route_loopback(wanted.forwards)
         return failed
+
+    def _route_loopback(self, forwards: Sequence[HostForward]) -> None:
+        """A connection to a forwarded port of 127.0.0.1 is routed into bridges that are there."""
+        for segment in self._all_segments() if forwards else ():
+            if segment.ours and segment.kind == "nat" and _index_or_none(segment.bridge):
+                nft.route_loopback(segment.bridge)
 
     def _services(self, wanted: HostNetworks) -> list[Service]:
         """The networks that are to be served, among those that this host has."""
