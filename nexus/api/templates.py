@@ -8,6 +8,7 @@ from nexus.api.common import Timestamp, Uuid, VmName, Wire
 from nexus.api.vms import Vm, VmCreate, VmImage, VmSpec
 
 VersionNumber = Annotated[int, Field(strict=True, ge=1, le=(1 << 31) - 1)]
+PoolSize = Annotated[int, Field(strict=True, ge=0, le=100)]
 Note = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=255)]
 """Why a version was made, in one line."""
 
@@ -23,6 +24,9 @@ class TemplateCreate(Wire):
     preboot: Annotated[bool, Field(strict=True)] = False
     """Have a VM of it booted once on each host that has VMs of it, and make later ones there as
     clones of that one, ready at once."""
+    pool: PoolSize = 0
+    """Keep so many clones loaded and paused on each such host: a VM is then one of these, resumed.
+    Needs ``preboot``."""
     note: Note = ""
 
 
@@ -32,11 +36,12 @@ class TemplateChange(Wire):
 
     spec: VmSpec = Field(default_factory=VmSpec)
     preboot: Annotated[bool, Field(strict=True)] | None = None
+    pool: PoolSize | None = None
     note: Note = ""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
-        if not self.spec.model_fields_set and self.preboot is None:
+        if not self.spec.model_fields_set and self.preboot is None and self.pool is None:
             raise ValueError("nothing is to be changed: spec names no field")
         return self
 
@@ -61,6 +66,7 @@ class TemplateVersion(Wire):
     spec: VmSpec
     images: TemplateImages
     preboot: bool = False
+    pool: int = 0
     note: str
     created_at: Timestamp
     created_by: str
@@ -76,6 +82,7 @@ class Template(Wire):
     """Its spec."""
     images: TemplateImages
     preboot: bool = False
+    pool: int = 0
     created_at: Timestamp
     updated_at: Timestamp
 
@@ -96,6 +103,8 @@ class TemplatePreboot(Wire):
     """The VM that is booted for it, and goes afterwards."""
     snapshot_id: Uuid | None
     vmm_version: str | None
+    pooled: int
+    """How many VMs wait in its pool."""
     created_at: Timestamp
     updated_at: Timestamp
 

@@ -61,16 +61,14 @@ def create(
     file: str | None,
     from_vm: str | None,
     note: str,
-    *,
-    preboot: bool | None = None,
+    clones: Mapping[str, Any],
 ) -> None:
     if file is not None and from_vm is not None:
         raise UsageFault("--from and --file are two ways to say the same")
     try:
         spec = VmSpec.model_validate(_from_file(file) | spec_fields(given))
         request: dict[str, Any] = {"name": name, "spec": spec, "note": note}
-        if preboot is not None:
-            request["preboot"] = preboot
+        request |= {key: value for key, value in clones.items() if value is not None}
         made = TemplateCreate.model_validate(request | ({"from_vm": from_vm} if from_vm else {}))
     except ValidationError as error:
         raise UsageFault(problems(error)) from error
@@ -86,16 +84,15 @@ def update(
     given: Given,
     file: str | None,
     note: str,
-    *,
-    preboot: bool | None = None,
+    clones: Mapping[str, Any],
 ) -> None:
     try:
         spec = VmSpec.model_validate(_from_file(file) | spec_fields(given))
     except ValidationError as error:
         raise UsageFault(problems(error)) from error
-    if not spec.model_fields_set and preboot is None:
+    if not spec.model_fields_set and all(value is None for value in clones.values()):
         raise UsageFault("say what is to be changed: an option, or --file")
-    _change(session, name, spec, note, preboot=preboot)
+    _change(session, name, spec, note, clones)
 
 
 def edit(session: Session, name: str, note: str) -> None:
@@ -123,7 +120,7 @@ def edit(session: Session, name: str, note: str) -> None:
         raise UsageFault(problems(error)) from error
     # A field whose line was taken away is as if nobody had ever said anything of it.
     spec = VmSpec(**dict(edited))
-    _change(session, template.id, spec, note, if_match=etag)
+    _change(session, template.id, spec, note, {}, if_match=etag)
 
 
 def _change(
@@ -131,14 +128,12 @@ def _change(
     name: str,
     spec: VmSpec,
     note: str,
+    clones: Mapping[str, Any],
     *,
-    preboot: bool | None = None,
     if_match: str | None = None,
 ) -> None:
     with session.client() as client:
-        template = client.templates.update(
-            name, spec, preboot=preboot, note=note, if_match=if_match
-        )
+        template = client.templates.update(name, spec, note=note, if_match=if_match, **clones)
         version = client.templates.version(template.id, template.version)
     _print_version(session, version, {"item": as_json(template)})
 
@@ -293,6 +288,7 @@ def _print_version(session: Session, version: TemplateVersion, answer: object) -
                 ("version", str(version.version)),
                 ("note", version.note),
                 ("preboot", "yes" if version.preboot else None),
+                ("pool", str(version.pool) if version.pool else None),
                 (
                     "made",
                     f"{version.created_at.isoformat(timespec='seconds')} {version.created_by}",

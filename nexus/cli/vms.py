@@ -156,6 +156,7 @@ class ListOptions:
     tags: list[str]
     project: str | None
     template: str | None = None
+    pooled: bool = False
 
 
 def ls(session: Session, options: ListOptions) -> None:
@@ -175,6 +176,7 @@ def ls(session: Session, options: ListOptions) -> None:
                 tags=options.tags,
                 project=options.project,
                 template=options.template,
+                pooled=options.pooled,
             )
         )
     if session.output == "json":

@@ -48,11 +48,12 @@ class Templates:
         spec: VmSpec | None = None,
         *,
         preboot: bool | None = None,
+        pool: int | None = None,
         note: str = "",
         if_match: str | None = None,
     ) -> Template:
         """A new version: the fields that ``spec`` was given are as it says, the rest stays."""
-        change = TemplateChange(spec=spec or VmSpec(), preboot=preboot, note=note)
+        change = TemplateChange(spec=spec or VmSpec(), preboot=preboot, pool=pool, note=note)
         return self._client.send(calls.change_template(ref, change, if_match))
 
     def delete(self, ref: str) -> None:
@@ -124,11 +125,12 @@ class AsyncTemplates:
         spec: VmSpec | None = None,
         *,
         preboot: bool | None = None,
+        pool: int | None = None,
         note: str = "",
         if_match: str | None = None,
     ) -> Template:
         """A new version: the fields that ``spec`` was given are as it says, the rest stays."""
-        change = TemplateChange(spec=spec or VmSpec(), preboot=preboot, note=note)
+        change = TemplateChange(spec=spec or VmSpec(), preboot=preboot, pool=pool, note=note)
         return await self._client.send(calls.change_template(ref, change, if_match))
 
     async def delete(self, ref: str) -> None:

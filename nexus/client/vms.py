@@ -56,15 +56,16 @@ class Vms(BulkCalls, DeviceChanges, GuestCalls, SnapshotCalls):
         tags: Sequence[str] = (),
         project: str | None = None,
         template: str | None = None,
+        pooled: bool = False,
         limit: int | None = None,
     ) -> Iterator[Vm]:
         """The VMs that meet all conditions, oldest first.
 
         ``name`` is how names begin, ``host`` a host's id or name, ``tags`` are ``key=value`` or
         ``key`` with any value, ``template`` is the id or name of the template that they come
-        from; ``limit`` is the size of a page.
+        from, ``pooled`` shows those too that wait in pools; ``limit`` is the size of a page.
         """
-        narrowed = calls.VmQuery(state, name, host, tags, project, limit, template)
+        narrowed = calls.VmQuery(state, name, host, tags, project, limit, template, pooled)
         return self._client.pages(lambda cursor: calls.list_vms(narrowed, cursor))
 
     def get(self, ref: str) -> Vm:
@@ -195,15 +196,16 @@ class AsyncVms(AsyncBulkCalls, AsyncDeviceChanges, AsyncGuestCalls, AsyncSnapsho
         tags: Sequence[str] = (),
         project: str | None = None,
         template: str | None = None,
+        pooled: bool = False,
         limit: int | None = None,
     ) -> AsyncIterator[Vm]:
         """The VMs that meet all conditions, oldest first.
 
         ``name`` is how names begin, ``host`` a host's id or name, ``tags`` are ``key=value`` or
         ``key`` with any value, ``template`` is the id or name of the template that they come
-        from; ``limit`` is the size of a page.
+        from, ``pooled`` shows those too that wait in pools; ``limit`` is the size of a page.
         """
-        narrowed = calls.VmQuery(state, name, host, tags, project, limit, template)
+        narrowed = calls.VmQuery(state, name, host, tags, project, limit, template, pooled)
         return self._client.pages(lambda cursor: calls.list_vms(narrowed, cursor))
 
     async def get(self, ref: str) -> Vm:

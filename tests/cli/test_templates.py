@@ -126,7 +126,7 @@ def test_a_file_that_is_no_spec(wire: Wire, tmp_path: Path, text: str) -> None:
     file.write_text(text)
     here = Session(url=wire.url, token_file=None, data=None, output=None)
     with pytest.raises(UsageFault):
-        templates.update(here, "worker", {}, str(file), "")
+        templates.update(here, "worker", {}, str(file), "", {})
     assert wire.asked == []
 
 

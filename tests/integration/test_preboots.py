@@ -24,7 +24,7 @@ def test_later_vms_go_on_where_one_has_booted(
     before = machine_state(installation.data)
     with client_of(installation) as client:
         spec = VmSpec.model_validate(guest)
-        client.templates.create(TemplateCreate(name="quick", spec=spec, preboot=True))
+        client.templates.create(TemplateCreate(name="quick", spec=spec, preboot=True, pool=1))
         first = client.templates.instantiate("quick", TemplateInstantiate(name="first"))
         assert first.item.origin is None
         # Its host has one prebooted all the same, and a core to itself for that.
@@ -36,6 +36,13 @@ def test_later_vms_go_on_where_one_has_booted(
         made = client.templates.instantiate("quick", asked, wait="running").items
         assert {vm.origin and vm.origin.snapshot for vm in made} == {ready.snapshot_id}
         assert len({vm.nics[0].ip for vm in made}) == 2
+        wait_for("one waits in the pool", lambda: client.templates.preboots("quick")[0].pooled)
+        (waiting,) = client.vms.list(name="pool-", pooled=True)
+        pooled = client.templates.instantiate(
+            "quick", TemplateInstantiate(name="pooled"), wait="running"
+        ).item
+        assert (pooled.id, pooled.name, pooled.pid) == (waiting.id, "pooled", waiting.pid)
+        made.append(pooled)
         if installation.engine == "qemu":
             for vm in made:
                 wait_for(f"{vm.name} answers", partial(is_up, client, vm.name))
@@ -45,7 +52,7 @@ def test_later_vms_go_on_where_one_has_booted(
             assert "nexus-tiny ready" not in log.read_text()
         client.vms.act("delete", [vm.id for vm in made], wait="deleted")
         client.templates.delete("quick")
-        wait_for("the snapshot goes", lambda: not list(client.vms.list(name="preboot")))
+        wait_for("the pool goes", lambda: not list(client.vms.list(pooled=True)))
     snapshots = installation.data / "fc" / "snapshots"
     wait_for("nothing of it is left", lambda: not [*snapshots.iterdir()])
     wait_for("nothing is left", lambda: machine_state(installation.data) == before)

@@ -7,6 +7,7 @@ from sqlalchemy import update
 
 from nexus.api.vms import VmError
 from nexus.manager.db.tables import HostRow
+from nexus.manager.pipelines import preboots as pipeline
 from tests.manager.agent_double import AgentDouble
 from tests.manager.core import Manager, until
 from tests.manager.test_templates import change, make, use
@@ -105,3 +106,66 @@ async def test_one_that_does_not_come_up(sqlite_manager: Manager, agent: AgentDo
     assert (await use(manager, name="second"))["item"]["origin"] is None
     await until("nothing is left", lambda: nothing_left(manager))
     assert [each["state"] for each in await preboots(manager)] == ["failed"]
+
+
+async def pool(manager: Manager) -> set[str]:
+    """The ids of VMs that wait."""
+    items = (await manager.http.get("/v1/vms?pooled=true&name=pool-")).json()["items"]
+    return {item["id"] for item in items if item["state"] == "paused"}
+
+
+async def test_vms_wait_in_a_pool_and_are_taken(
+    manager: Manager, agent: AgentDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "POOL_LOOK_S", 0.1)
+    await manager.add_image("kernel", "tiny")
+    spec = {"kernel": "tiny", "mem_mib": 32, "tags": {"t": "x"}}
+    refused = await manager.http.post("/v1/templates", json={"name": "web", "pool": 1})
+    assert (refused.status_code, "preboot" in refused.json()["message"]) == (422, True)
+    await make(manager, spec=spec, preboot=True, pool=2)
+    await use(manager, name="first")
+
+    async def is_full() -> set[str] | None:
+        found = await pool(manager)
+        return found if len(found) == 2 else None
+
+    waiting = await until("the pool is full", is_full)
+    assert (await preboots(manager))[0]["pooled"] == 2
+    listed = (await manager.http.get("/v1/vms")).json()["items"]
+    assert [vm["name"] for vm in listed] == ["first"]
+
+    taken = (await use(manager, name="taken", tags={"a": "b"}, ttl=600))["item"]
+    assert taken["id"] in waiting
+    assert (taken["state"], taken["name"], taken["boot"]) == ("running", "taken", 1)
+    assert (taken["tags"], taken["template"]["version"]) == ({"t": "x", "a": "b"}, 1)
+    assert taken["expires_at"] is not None
+    machine = agent.machines[taken["id"]]
+    assert (machine.name, machine.power, machine.boot) == ("taken", "running", 1)
+    assert agent.boots[taken["id"]] == {1}
+    assert (await manager.reasons("taken"))[-2:] == ["created", "started"]
+    again = await manager.http.post("/v1/templates/web/instantiate", json={"name": "taken"})
+    assert (again.status_code, again.json()["error"]) == (409, "name_taken")
+
+    refilled = await until("it is full again", is_full)
+    both = (await use(manager, name="both", count=2))["items"]
+    assert {vm["id"] for vm in both} == refilled
+    await until("it is full again", is_full)
+    many = (await use(manager, name="many", count=3))["items"]
+    assert all(vm["origin"] for vm in many)
+    assert not {vm["id"] for vm in many} & await pool(manager)
+
+    ended = next(iter(await until("it is full", is_full)))
+    agent.push(ended, state="stopped", exit_cause="guest_poweroff")
+
+    async def is_gone() -> bool:
+        return (await manager.http.get(f"/v1/vms/{ended}")).status_code == 404
+
+    await until("one that ended is taken out", is_gone)
+    await until("another is in its place", is_full)
+    await manager.http.delete("/v1/templates/web")
+    await until("nothing waits any more", lambda: no_pool(manager))
+
+
+async def no_pool(manager: Manager) -> bool:
+    answer = await manager.http.get("/v1/vms?pooled=true&name=pool-")
+    return not answer.json()["items"]

@@ -20,6 +20,10 @@ Preboot = Annotated[
     bool | None,
     typer.Option("--preboot/--no-preboot", help="Boot one VM a host; later ones are its clones."),
 ]
+Pool = Annotated[
+    int | None,
+    typer.Option("--pool", min=0, max=100, help="With --preboot: so many wait, paused, a host."),
+]
 Note = Annotated[str, typer.Option("--note", help="Why, in one line.")]
 Version = Annotated[int | None, typer.Option("--version", min=1, help="The newest if left away.")]
 
@@ -47,6 +51,7 @@ def create_template(
     file: File = None,
     from_vm: Annotated[str | None, typer.Option("--from", help="As this VM is now.")] = None,
     preboot: Preboot = None,
+    pool: Pool = None,
     note: Note = "",
     output: Output = None,
     *,
@@ -59,7 +64,8 @@ def create_template(
     """
     from nexus.cli import templates
 
-    templates.create(session(context, output), name, given, file, from_vm, note, preboot=preboot)
+    clones = {"preboot": preboot, "pool": pool}
+    templates.create(session(context, output), name, given, file, from_vm, note, clones)
 
 
 @commands.command("show")
@@ -93,6 +99,7 @@ def update_template(
     name: Name,
     file: File = None,
     preboot: Preboot = None,
+    pool: Pool = None,
     note: Note = "",
     output: Output = None,
     *,
@@ -104,7 +111,8 @@ def update_template(
     """
     from nexus.cli import templates
 
-    templates.update(session(context, output), name, given, file, note, preboot=preboot)
+    clones = {"preboot": preboot, "pool": pool}
+    templates.update(session(context, output), name, given, file, note, clones)
 
 
 @commands.command("edit")

@@ -129,6 +129,7 @@ def list_vms(
     template: Annotated[
         str | None, typer.Option("--template", help="Only of this template.")
     ] = None,
+    pooled: Annotated[bool, typer.Option("--pooled", help="Also VMs that wait in pools.")] = False,
     output: Output = None,
 ) -> None:
     """List VMs.
@@ -138,7 +139,13 @@ def list_vms(
     from nexus.cli import vms
 
     narrowed = vms.ListOptions(
-        state=state, name=name, host=host, tags=tag or [], project=project, template=template
+        state=state,
+        name=name,
+        host=host,
+        tags=tag or [],
+        project=project,
+        template=template,
+        pooled=pooled,
     )
     vms.ls(session(context, output), narrowed)
 

@@ -38,6 +38,7 @@ class VmQuery:
     project: str | None = None
     limit: int | None = None
     template: str | None = None
+    pooled: bool = False
 
 
 def list_vms(narrowed: VmQuery, cursor: str | None) -> Call[Page[Vm]]:
@@ -47,6 +48,7 @@ def list_vms(narrowed: VmQuery, cursor: str | None) -> Call[Page[Vm]]:
         "host": narrowed.host,
         "tag": narrowed.tags,
         "template": narrowed.template,
+        "pooled": narrowed.pooled or None,
         "project": narrowed.project,
         "limit": narrowed.limit,
         "cursor": cursor,

@@ -207,6 +207,12 @@ class VmRow(Leased, Base):
         ),
         Index("ix_vms_template", "template_id"),
         Index(
+            "ix_vms_pool",
+            "pool_id",
+            sqlite_where=text("pool_id IS NOT NULL"),
+            postgresql_where=text("pool_id IS NOT NULL"),
+        ),
+        Index(
             "ix_vms_expires",
             "expires_at",
             sqlite_where=text("power <> 'deleted' AND expires_at IS NOT NULL"),
@@ -260,6 +266,8 @@ class VmRow(Leased, Base):
         Typed(dict[str, JsonValue])
     )
     """The fields of the spec that were given when it was made."""
+    pool_id: Mapped[str | None] = mapped_column(String(36))
+    """The prebooted template in whose pool it waits until somebody wants a VM."""
 
     power: Mapped[WantedPower] = mapped_column(String(16))
     boot: Mapped[int] = mapped_column(Integer)

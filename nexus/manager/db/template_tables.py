@@ -48,6 +48,7 @@ class TemplateVersionRow(Base):
     spec: Mapped[VmSpec] = mapped_column(Typed(VmSpec))
     images: Mapped[StoredImages] = mapped_column(Typed(StoredImages))
     preboot: Mapped[bool] = mapped_column(default=False, server_default=false())
+    pool: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     note: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     created_by: Mapped[str] = mapped_column(String(128))

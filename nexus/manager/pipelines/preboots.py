@@ -5,21 +5,23 @@ booted for it is one like any other, with a name of its own and an end in case a
 manager may be killed at any statement: every step is one transaction. See docs/templates.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import anyio
 import structlog
-from sqlalchemy import select, true
+from sqlalchemy import Select, select, true
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Ok
 from nexus.api.errors import NexusError
 from nexus.api.guest import GuestInfo
+from nexus.ids import new_id
 from nexus.manager import specs, wanting
 from nexus.manager.agents import Agents
+from nexus.manager.db.columns import StoredOrigin
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, SnapshotRow, VmRow
 from nexus.manager.db.template_tables import PrebootRow, TemplateRow, TemplateVersionRow
@@ -38,6 +40,7 @@ POLL_S = 2.0
 LOOK_S = 0.25
 """How often a VM or a snapshot under way is looked at."""
 LATER_S = 5.0
+POOL_LOOK_S = 10.0
 FETCH = 8
 PATIENCE = timedelta(minutes=10)
 """How long the VM has until its guest is ready."""
@@ -128,38 +131,35 @@ class PrebootPipeline:
                 await self._look_at_vm(row)
             case "capturing":
                 await self._look_at_snapshot(row)
-            case "ready" | "failed":
-                async with change(self.db, _caller(row), "preboot.step", target=row.id) as unit:
-                    held = await _held(unit.session, row)
-                    held.unsettled = False
-                    leases.release(held)
+            case "ready":
+                await self._keep_pool(row)
+            case "failed":
+                await self._rest(row, None)
 
     async def _boot(self, row: PrebootRow) -> None:
         """A VM of the version, on its host, as if somebody had asked for it by its name alone."""
 
         async def draw(unit: UnitOfWork) -> Order:
             held = await _held(unit.session, row)
-            version = await unit.session.get_one(TemplateVersionRow, (row.template_id, row.version))
-            spec = version.spec.model_copy(update={"ttl": None, "start": True})
-            use = TemplateUse(
-                row.template_id, row.template_name, row.version, version.images, {}, lambda _: Ok()
-            )
-            order = await order_of(unit, specs.request_of(spec), [row.vm_name], use)
-            about = order.blueprint.model_copy(
-                update={"tags": {TAG: row.template_name}, "restart_policy": "never"}
-            )
+            order = await self._order(unit, row, [row.vm_name])
             _become(held, "booting", unit.at)
-            # Not one of the template's VMs: nothing rolls over it.
-            return replace(
-                order,
-                blueprint=about,
-                use=None,
-                host_id=row.host_id,
-                expires_at=unit.at + LIFETIME,
-                because=f"booted for template {row.template_name}",
-            )
+            because = f"booted for template {row.template_name}"
+            return replace(order, expires_at=unit.at + LIFETIME, because=because)
 
         await self.creation.make(_caller(row), "template.preboot", draw, lambda _: Ok())
+
+    async def _order(self, unit: UnitOfWork, row: PrebootRow, names: Sequence[str]) -> Order:
+        """VMs as the version says, on the row's host."""
+        version = await unit.session.get_one(TemplateVersionRow, (row.template_id, row.version))
+        spec = version.spec.model_copy(update={"ttl": None, "start": True})
+        use = TemplateUse(
+            row.template_id, row.template_name, row.version, version.images, {}, lambda _: Ok()
+        )
+        order = await order_of(unit, specs.request_of(spec), names, use)
+        changes = {"tags": {TAG: row.template_name}, "restart_policy": "never"}
+        about = order.blueprint.model_copy(update=changes)
+        # They are none of the template's VMs: nothing rolls over them.
+        return replace(order, blueprint=about, use=None, host_id=row.host_id)
 
     async def _look_at_vm(self, row: PrebootRow) -> None:
         async with self.db.read() as session:
@@ -217,8 +217,65 @@ class PrebootPipeline:
                 held = await _held(unit.session, row)
                 told = await _remove_vm(unit, row)
                 _become(held, "ready", unit.at)
-                held.unsettled = False
             self._tell(told)
+
+    async def _keep_pool(self, row: PrebootRow) -> None:
+        """Fills the pool up, or takes out what is too much or no good. A full one is looked at now
+        and then: a VM in it may have ended."""
+        async with self.db.read() as session:
+            version = await session.get(TemplateVersionRow, (row.template_id, row.version))
+            waiting = (await session.scalars(_pool_of(row))).all()
+        size = version.pool if version is not None and version.preboot else 0
+        good = [vm for vm in waiting if vm.unsettled or vm.state == "paused"]
+        surplus = {vm.id for vm in waiting} - {vm.id for vm in good[:size]}
+        if surplus:
+            # One that ended is followed by others soon enough: they might end likewise.
+            await self._take_out(row, surplus, 0 if len(good) == len(waiting) else POOL_LOOK_S)
+        elif len(good) < size:
+            await self._fill(row, size - len(good))
+        else:
+            await self._rest(row, POOL_LOOK_S if size else None)
+
+    async def _take_out(self, row: PrebootRow, vm_ids: Collection[str], rest_s: float) -> None:
+        async with change(self.db, _caller(row), "preboot.pool", target=row.id) as unit:
+            await _held(unit.session, row)
+            query = _pool_of(row).where(VmRow.id.in_(vm_ids)).with_for_update()
+            for vm in await unit.session.scalars(query):
+                wanting.act(unit, vm, "delete", because=("deleting", "its pool needs it no more"))
+        self.vms.hint()
+        await self._later(row, rest_s)
+
+    async def _fill(self, row: PrebootRow, count: int) -> None:
+        """Clones that stand still, on the row's host. Without room for them the pool is what it is,
+        and it is tried again."""
+
+        async def draw(unit: UnitOfWork) -> Order:
+            await _held(unit.session, row)
+            snapshot = await snapshots.find_ready(unit.session, row.project, row.snapshot_id or "")
+            order = await self._order(unit, row, [f"pool-{new_id()[-12:]}" for _ in range(count)])
+            return replace(
+                order,
+                power="paused",
+                origin=StoredOrigin(id=snapshot.id, name=snapshot.name, boot=1),
+                pool_id=row.id,
+                because=f"loaded into the pool of template {row.template_name}",
+            )
+
+        try:
+            await self.creation.make(_caller(row), "template.pool", draw, lambda _: Ok())
+        except NexusError as error:
+            log.info("a pool is not full", template=row.template_name, error=error.message)
+            await self._rest(row, POOL_LOOK_S)
+        else:
+            await self._later(row, 0)
+
+    async def _rest(self, row: PrebootRow, for_s: float | None) -> None:
+        """Nothing is to be done, for some time or until somebody says that there is."""
+        async with change(self.db, _caller(row), "preboot.step", target=row.id) as unit:
+            held = await _held(unit.session, row)
+            held.unsettled = for_s is not None
+            held.next_attempt_at = unit.at + timedelta(seconds=for_s or 0)
+            leases.release(held)
 
     async def _let_go(self, row: PrebootRow) -> None:
         """Removes the VM and the snapshot, and the row when nobody needs them any more."""
@@ -226,6 +283,9 @@ class PrebootPipeline:
             async with change(self.db, _caller(row), "preboot.delete", target=row.id) as unit:
                 held = await _held(unit.session, row)
                 told = await _remove_vm(unit, row)
+                for vm in await unit.session.scalars(_pool_of(row).with_for_update()):
+                    wanting.act(unit, vm, "delete", because=("deleting", "its pool goes"))
+                    told = vm
                 snapshot = None
                 if row.snapshot_id is not None:
                     snapshot = await unit.session.get(
@@ -295,6 +355,12 @@ async def _is_stale(session: AsyncSession, row: PrebootRow) -> bool:
     if snapshot is None or snapshot.state != "ready" or host is None:
         return True
     return host.engine_version != row.vmm_version or host.engine != snapshot.engine
+
+
+def _pool_of(row: PrebootRow) -> Select[VmRow]:
+    """The VMs that wait in a pool, oldest first."""
+    query = select(VmRow).where(VmRow.pool_id == row.id, VmRow.power != "deleted")
+    return query.order_by(VmRow.id)
 
 
 async def _vm(session: AsyncSession, row: PrebootRow, *, lock: bool = False) -> VmRow | None:

@@ -85,11 +85,14 @@ async def list_vms(
     tag: Tag = [],  # noqa: B006 - nothing changes it
     name: NamePrefix = None,
     template: Template = None,
+    pooled: Annotated[bool, Query(description="Also VMs that wait in pools.")] = False,
     cursor: IdCursor = None,
     limit: Limit = 100,
 ) -> Response:
     """VMs in the order they were made, narrowed to those that meet all conditions."""
-    narrowed = VmFilter(state=state, host=host, name_prefix=name, template=template, tags=tag)
+    narrowed = VmFilter(
+        state=state, host=host, name_prefix=name, pooled=pooled, template=template, tags=tag
+    )
     found = await nexus.vms.page(visible(principal, project), narrowed, cursor=cursor, limit=limit)
     return page(Page(items=found.items, next_cursor=found.next_cursor))
 

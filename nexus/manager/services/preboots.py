@@ -5,12 +5,12 @@ How they come about is in ``pipelines/preboots.py``.
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.templates import TemplatePreboot
 from nexus.ids import new_id
-from nexus.manager.db.tables import HostRow, SnapshotRow
+from nexus.manager.db.tables import HostRow, SnapshotRow, VmRow
 from nexus.manager.db.template_tables import PrebootRow
 from nexus.manager.services.hosts import is_healthy
 
@@ -99,6 +99,10 @@ async def look_again(session: AsyncSession, template_id: str, now: datetime) -> 
 async def of_template(session: AsyncSession, template_id: str) -> list[TemplatePreboot]:
     """All of a template's, oldest first."""
     query = select(PrebootRow).where(PrebootRow.template_id == template_id)
+    waiting = select(VmRow.pool_id, func.count()).where(
+        VmRow.pool_id.is_not(None), VmRow.power == "paused", VmRow.state == "paused"
+    )
+    counts = {row[0]: row[1] for row in await session.execute(waiting.group_by(VmRow.pool_id))}
     return [
         TemplatePreboot(
             id=row.id,
@@ -109,6 +113,7 @@ async def of_template(session: AsyncSession, template_id: str) -> list[TemplateP
             vm_name=row.vm_name,
             snapshot_id=row.snapshot_id,
             vmm_version=row.vmm_version,
+            pooled=counts.get(row.id, 0),
             created_at=row.created_at,
             updated_at=row.updated_at,
         )

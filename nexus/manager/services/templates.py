@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Created, Page
-from nexus.api.errors import InUse, NameTaken, NoCapacity, NotFound
+from nexus.api.errors import InUse, NameTaken, NoCapacity, NotFound, ValidationFailed
 from nexus.api.templates import (
     Instantiated,
     SpecChange,
@@ -30,6 +30,7 @@ from nexus.manager.db.session import Database
 from nexus.manager.db.template_tables import RolloutRow, TemplateRow, TemplateVersionRow
 from nexus.manager.services import networks, preboots, vms
 from nexus.manager.services.images import Images
+from nexus.manager.services.pools import Pools
 from nexus.manager.services.template_use import TemplateUse, held_of, stored_of
 from nexus.manager.services.vm_creation import VmCreation
 from nexus.manager.services.vm_images import choose, choose_over
@@ -54,6 +55,7 @@ class Templates:
         self.preboot_hint = preboot_hint
         self.images = images
         self.creation = creation
+        self.pools = Pools(db, creation, preboot_hint)
 
     async def create(self, caller: Caller, request: TemplateCreate) -> Template:
         """Version 1. Raises NameTaken, NotFound, ImageNotReady, ValidationFailed."""
@@ -111,9 +113,11 @@ class Templates:
             images = stored_of(chosen)
             await _check(unit.session, caller.project, spec, images)
             preboot = newest.preboot if request.preboot is None else request.preboot
-            if (spec, images, preboot) != (newest.spec, newest.images, newest.preboot):
+            pool = newest.pool if request.pool is None else request.pool
+            before = (newest.spec, newest.images, newest.preboot, newest.pool)
+            if (spec, images, preboot, pool) != before:
                 unit.before = {"version": newest.version}
-                wanted = request.model_copy(update={"preboot": preboot})
+                wanted = request.model_copy(update={"preboot": preboot, "pool": pool})
                 newest = _next(unit, row, spec, images, wanted)
                 await preboots.look_again(unit.session, row.id, unit.at)
         return to_template(row, newest)
@@ -214,6 +218,8 @@ class Templates:
         found = specs.differences((old.spec, old.images), new, without=without)
         if vm is None and newer.preboot != old.preboot:
             found.append(SpecChange(field="preboot", before=old.preboot, after=newer.preboot))
+        if vm is None and newer.pool != old.pool:
+            found.append(SpecChange(field="pool", before=old.pool, after=newer.pool))
         return TemplateDiff(template=row.name, before=str(old.version), after=called, changes=found)
 
     async def instantiate(
@@ -234,6 +240,10 @@ class Templates:
             preboot=found.preboot and found.version == row.version and specs.may_be_cloned(request),
         )
         spec = specs.request_of(specs.overridden(found.spec, request), request)
+        if use.preboot and found.pool and spec.start:
+            taken = await self.pools.take(caller, use, spec)
+            if taken is not None:
+                return taken, version
         try:
             made = await self.creation.create(spec, caller, use)
         except NoCapacity:
@@ -332,7 +342,12 @@ def _next(
     images: StoredImages,
     asked: TemplateCreate | TemplateChange,
 ) -> TemplateVersionRow:
-    """Writes the next version."""
+    """Writes the next version. Raises ValidationFailed for a pool of what has to boot."""
+    if asked.pool and not asked.preboot:
+        raise ValidationFailed(
+            "a pool holds clones of a VM that was booted before: it needs preboot",
+            suggestion="ask for both, or leave pool out",
+        )
     row.version += 1
     row.updated_at = unit.at
     version = TemplateVersionRow(
@@ -341,6 +356,7 @@ def _next(
         spec=spec,
         images=images,
         preboot=bool(asked.preboot),
+        pool=asked.pool or 0,
         note=asked.note,
         created_at=unit.at,
         created_by=unit.caller.actor,
@@ -360,6 +376,7 @@ def to_template(row: TemplateRow, newest: TemplateVersionRow) -> Template:
         spec=newest.spec,
         images=_shown(newest.images),
         preboot=newest.preboot,
+        pool=newest.pool,
         created_at=row.created_at,
         updated_at=row.updated_at,
     )
@@ -374,6 +391,7 @@ def to_version(row: TemplateRow, version: TemplateVersionRow) -> TemplateVersion
         spec=version.spec,
         images=_shown(version.images),
         preboot=version.preboot,
+        pool=version.pool,
         note=version.note,
         created_at=version.created_at,
         created_by=version.created_by,

@@ -70,6 +70,8 @@ class Order:
     """The snapshot that their first boot is loaded from."""
     use: TemplateUse | None = None
     """The template that they are of."""
+    pool_id: str | None = None
+    """The pool that they wait in."""
     because: str = "requested"
     """How the story of each begins."""
 
@@ -316,6 +318,7 @@ def _new_row(unit: UnitOfWork, order: Order, name: str | None, host: HostRow) ->
         origin_id=origin.id if origin else None,
         origin_name=origin.name if origin else None,
         origin_boot=origin.boot if origin else None,
+        pool_id=order.pool_id,
         expires_at=order.expires_at,
         power=order.power,
         boot=order.boot,

@@ -18,6 +18,8 @@ class VmFilter:
     host: str | None = None
     """A host's id or name."""
     name_prefix: str | None = None
+    pooled: bool = False
+    """Also VMs that wait in pools."""
     template: str | None = None
     """The id or name of the template that they come from; the name also when it is gone."""
     tags: Sequence[str] = ()
@@ -30,6 +32,8 @@ class VmFilter:
             found.append(VmRow.state == self.state)
         if self.name_prefix is not None:
             found.append(VmRow.name.startswith(self.name_prefix, autoescape=True))
+        if not self.pooled:
+            found.append(VmRow.pool_id.is_(None))
         if self.template is not None:
             came_from = (VmRow.template_id == self.template, VmRow.template_name == self.template)
             found.append(or_(*came_from))
