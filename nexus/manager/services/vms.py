@@ -1,9 +1,10 @@
 """VMs: finding them, and changing what is wanted of them."""
 
 import functools
+import re
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import NotFound
@@ -92,15 +93,29 @@ class VmService:
         return Slice([to_vm(row) for row in rows[:limit]], rows[limit - 1].id if more else None)
 
 
+def _queries(query: Select[VmRow]) -> tuple[Select[VmRow], Select[VmRow]]:
+    """One for reading, and one that locks."""
+    return query, query.with_for_update()
+
+
+_IS_ID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_OF_PROJECT = select(VmRow).where(VmRow.project == bindparam("project"))
+_NAMED = _OF_PROJECT.where(VmRow.name == bindparam("ref"))
+_BY_ID = _queries(_OF_PROJECT.where(VmRow.id == bindparam("ref")))
+_BY_NAME = _queries(_NAMED.where(VmRow.power != "deleted"))
+_BY_NAME_GOING = _queries(_NAMED.where(VmRow.power == "deleted").order_by(VmRow.id.desc()).limit(1))
+
+
 async def find(session: AsyncSession, project: str, ref: str, *, lock: bool = False) -> VmRow:
     """A VM's row by id or name; of two with one name, the one that is not being deleted."""
-    query = select(VmRow).where(VmRow.project == project)
-    if lock:
-        query = query.with_for_update()
-    row = (await session.scalars(query.where(VmRow.id == ref))).one_or_none()
+    asked = {"project": project, "ref": ref}
+    row = None
+    if _IS_ID.fullmatch(ref):
+        row = await session.scalar(_BY_ID[lock], asked)
     if row is None:
-        named = (await session.scalars(query.where(VmRow.name == ref))).all()
-        row = max(named, key=lambda vm: (vm.power != "deleted", vm.id), default=None)
+        row = await session.scalar(_BY_NAME[lock], asked)
+    if row is None:
+        row = await session.scalar(_BY_NAME_GOING[lock], asked)
     if row is None:
         raise NotFound(f"there is no VM {ref!r}", suggestion="nexus ls")
     return row
