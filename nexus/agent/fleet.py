@@ -67,7 +67,7 @@ class Fleet:
         """Makes the machine so; returns when there is nothing left to do for it.
 
         Raises StaleGeneration when a newer one is known, Expired when its time is up, and what
-        ``loading.loadable`` raises for a machine that is there and a snapshot that does not fit.
+        ``loading.loadable`` raises for a machine that runs and a snapshot that does not fit.
         """
         machine = self._machines.get(desired.id)
         while machine is not None and machine.deleting:
@@ -86,11 +86,10 @@ class Fleet:
                 f"the time of VM {desired.id} was up at {desired.expires_at}",
                 suggestion="compare the clocks of manager and host (timedatectl)",
             )
-        if machine is not None and desired.origin and wants_load(desired, machine.record.boot):
+        if machine is not None and machine.status().pid is not None:
             # Before the wish is taken up: what runs now is not ended for a snapshot that cannot
             # be loaded.
-            engine = machine.record.engine if machine.record.jailed else self.tools.engine
-            await loading.loadable(self.shelf, desired.origin, desired, self.tools, engine)
+            await self._check_load(machine, desired)
         if machine is None:
             machine = self._begin(desired)
         elif desired != machine.desired:
@@ -108,6 +107,11 @@ class Fleet:
         if desired.expires_at is not None:
             self._expiry.look()
         return await machine.ensure(desired)
+
+    async def _check_load(self, machine: MachineLife, desired: Machine) -> None:
+        if desired.origin is not None and wants_load(desired, machine.record.boot):
+            engine = machine.record.engine if machine.record.jailed else self.tools.engine
+            await loading.loadable(self.shelf, desired.origin, desired, self.tools, engine)
 
     async def delete(self, vm_id: str) -> None:
         """Removes the machine and all that belongs to it. Succeeds when there is none."""

@@ -42,7 +42,7 @@ class Captured(Begun):
 
     def snapshot_kept(self, snapshot_id: str) -> None:
         """A snapshot of this VM is on the shelf: a diff may lean on it, if it is the last one."""
-        if self._taken == snapshot_id:
+        if self._taken == snapshot_id and not self.deleting:
             self.record.last_snapshot = snapshot_id
             self._note()
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from nexus.api.devices import DriveLimits
-from nexus.api.machines import MachineDrive
+from nexus.api.machines import MachineDrive, MachineStatus
 from nexus.ids import new_id
 from tests.agent.harness import Agent, until
+from tests.agent.snapshots import capture, clone, count, remove
 
 pytestmark = [pytest.mark.firecracker, pytest.mark.root]
 
@@ -38,8 +39,7 @@ def test_a_jailed_life(jailing: Agent, tiny_kernel: Path) -> None:
     machine = jailing.machine(tiny_kernel, rootfs=rootfs, drives=drives)
     status = jailing.put(machine)
     assert (status.state, status.error) == ("running", None)
-    process = Path(f"/proc/{status.pid}")
-    uid = int(process.joinpath("status").read_text().split("Uid:")[1].split()[0])
+    uid = uid_of(status)
     assert uid >= 1_500_000_000
     until("the banner", lambda: "ready" in "".join(jailing.console(machine.id)))
     root = jailing.run_dir / "vms" / machine.id / "firecracker" / machine.id / "root"
@@ -49,8 +49,7 @@ def test_a_jailed_life(jailing: Agent, tiny_kernel: Path) -> None:
     assert (root / "v.sock").is_socket()
     assert (root / "v.sock").stat().st_uid == uid
     other = jailing.put(jailing.machine(tiny_kernel, rootfs=rootfs))
-    other_uid = int(Path(f"/proc/{other.pid}/status").read_text().split("Uid:")[1].split()[0])
-    assert other_uid != uid
+    assert uid_of(other) != uid
     jailing.delete(other.id)
 
     jailing.kill()
@@ -64,6 +63,19 @@ def test_a_jailed_life(jailing: Agent, tiny_kernel: Path) -> None:
     assert (status.pid, status.devices_applied) == (found.pid, True), status.devices_error
     assert (root / "drive-data.img").stat().st_size == 8 << 20
 
+    snapshot = capture(jailing, tuned)
+    own = drives[2].model_copy(update={"volume": new_id()})
+    copy = clone(jailing, tiny_kernel, snapshot, drives=[larger, drives[1], own])
+    loaded = jailing.put(copy)
+    assert (loaded.state, loaded.error, loaded.devices_applied) == ("running", None, True)
+    assert uid_of(loaded) not in (uid, 0)
+    assert count(jailing, copy.id) >= 0
+    memory = next((jailing.run_dir / "snapshots").glob("*/mem")).stat()
+    assert (memory.st_uid, memory.st_mode & 0o777) == (0, 0o444)
+    jailing.delete(copy.id)
+    remove(jailing, snapshot)
+    assert jailing.http.delete(f"/agent/v1/volumes/{own.volume}").status_code == 200
+
     second = machine.model_copy(update={"generation": 3, "boot": 2})
     again = jailing.put(second)
     assert (again.state, again.boot) == ("running", 2), again.error
@@ -72,3 +84,7 @@ def test_a_jailed_life(jailing: Agent, tiny_kernel: Path) -> None:
     jailing.delete(machine.id)
     assert jailing.http.delete(f"/agent/v1/volumes/{drives[2].volume}").status_code == 200
     assert jailing.traces() == before
+
+
+def uid_of(status: MachineStatus) -> int:
+    return int(Path(f"/proc/{status.pid}/status").read_text().split("Uid:")[1].split()[0])
