@@ -128,6 +128,43 @@ async def test_killed_at_any_moment_of_a_create(
         assert agent.boots[rows[0]["id"]] == {1}
 
 
+async def test_killed_at_any_moment_of_a_snapshot(
+    process: tuple[Process, httpx.AsyncClient], agent: AgentDouble
+) -> None:
+    manager, http = process
+    made = await http.post("/v1/vms?wait=running", json={"kernel": "tiny", "name": "web"})
+    assert made.status_code == 201, made.text
+    moments = random.Random(7)  # noqa: S311
+    for number in range(3):
+
+        async def live(name: str = f"s{number}") -> None:
+            with contextlib.suppress(httpx.TransportError):
+                await http.post("/v1/vms/web/snapshots?wait=ready", json={"name": name})
+                await http.post(f"/v1/snapshots/{name}/instantiate", json={"count": 2})
+                await http.delete(f"/v1/snapshots/{name}")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(live)
+            await anyio.sleep(moments.uniform(0, 0.06))
+            manager.kill()
+        await manager.start(http)
+
+    async def all_is_done() -> bool:
+        snapshots = (await http.get("/v1/snapshots")).json()["items"]
+        vms = (await http.get("/v1/vms")).json()["items"]
+        return {each["state"] for each in snapshots} <= {"ready"} and {
+            each["state"] for each in vms
+        } == {"running"}
+
+    await until("all is done", all_is_done)
+    snapshots = (await http.get("/v1/snapshots")).json()["items"]
+    assert agent.shelf.held.keys() == {each["id"] for each in snapshots}, "none without a row"
+    assert len(set(agent.shelf.captures)) == len(agent.shelf.captures), "none was taken twice"
+    vms = (await http.get("/v1/vms")).json()["items"]
+    assert agent.machines.keys() == {each["id"] for each in vms}
+    assert all(boots == {1} for boots in agent.boots.values())
+
+
 async def test_it_stops_in_time_and_prints_nothing(
     process: tuple[Process, httpx.AsyncClient],
 ) -> None:
