@@ -277,7 +277,10 @@ def reason_for(before: VmState, after: VmState, status: MachineStatus) -> tuple[
         case "running":
             if before == "paused":
                 return ("resumed", "resumed")
-            return restarted(status) if status.restarts else ("started", "the VMM runs")
+            if status.restarts:
+                return restarted(status)
+            loaded = status.identity is not None
+            return ("started", "the VMM runs" + (", loaded from a snapshot" if loaded else ""))
         case "paused":
             return ("paused", "paused")
         case "configured":

@@ -60,13 +60,16 @@ CONTENT = {
 }
 
 
+SHA256 = {name: hashlib.sha256(data).hexdigest() for name, data in CONTENT.items()}
+
+
 def meta_of(**changes: Any) -> HostSnapshot:
     files = [
         SnapshotFile(
             name=name,
             size_bytes=len(data),
             disk_bytes=0,
-            sha256=hashlib.sha256(data).hexdigest(),
+            sha256=SHA256[name],
         )
         for name, data in CONTENT.items()
     ]

@@ -43,7 +43,38 @@ def with_manifest(archive: bytes, **changes: Any) -> bytes:
     return entry(MANIFEST, first) + archive[taken(size) :]
 
 
-async def test_out_and_in_again(manager: Manager, agent: AgentDouble) -> None:
+async def test_cut_off(manager: Manager, agent: AgentDouble) -> None:
+    await manager.create(name="web")
+    await take(manager, name="base")
+    archive = with_manifest(await exported(manager), name="half")
+    agent.shelf.hold, agent.shelf.begun = anyio.Event(), anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(send, manager, archive)
+        await agent.shelf.begun.wait()
+        assert (await shown(manager, "half"))["state"] == "importing"
+        refused = await manager.http.delete("/v1/snapshots/half")
+        assert (refused.status_code, refused.json()["error"]) == (409, "invalid_state")
+        tasks.cancel_scope.cancel()  # the client leaves
+        agent.shelf.hold.set()
+    assert await names(manager) == ["base"]
+    assert len(agent.shelf.held) == 1
+
+    # What a manager that is killed leaves: the row, and a lease that runs out.
+    async with manager.runtime.db.write() as session:
+        row = await session.scalar(select(SnapshotRow))
+        assert row is not None
+        row.name, row.state, row.held, row.vm_id = "half", "importing", None, None
+        row.lease_owner, row.lease_token, row.lease_expires_at = "dead", "dead", row.created_at
+    manager.runtime.snapshot_pipeline.hint()
+    half = await becomes(manager, "half", "error")
+    assert "cut off" in half["error"]["message"]
+    assert (await manager.http.delete("/v1/snapshots/half?wait=deleted")).status_code == 200
+    assert agent.shelf.held == {}
+
+
+async def test_out_and_in_again(sqlite_manager: Manager, agent: AgentDouble) -> None:
+    manager = sqlite_manager
+    await manager.add_defaults()
     await manager.create(name="web", tags={"team": "blue"}, drives=[{"name": "db", "size_mib": 8}])
     base = await take(manager, name="base")
     archive = await exported(manager)
@@ -106,22 +137,7 @@ async def test_what_is_no_archive(sqlite_manager: Manager, agent: AgentDouble) -
     await until("nothing is left of them", nothing_left)
 
 
-async def test_kernels_that_are_not_here(sqlite_manager: Manager, agent: AgentDouble) -> None:
-    manager = sqlite_manager
-    await manager.add_defaults()
-    await manager.create(name="web")
-    await take(manager, name="base")
-    archive = with_manifest(await exported(manager), name="bad")
-    async with manager.runtime.db.write() as session:
-        for kernel in await session.scalars(select(ImageRow).where(ImageRow.kind == "kernel")):
-            kernel.sha256 = "f" * 64
-    answer = await send(manager, archive)
-    assert (answer.status_code, answer.json()["error"]) == (409, "image_not_ready")
-    assert "debian-cloud" in answer.json()["message"]
-    assert "nexus image upload" in answer.json()["suggestion"]
-
-
-async def test_a_host_that_refuses(sqlite_manager: Manager, agent: AgentDouble) -> None:
+async def test_what_is_refused(sqlite_manager: Manager, agent: AgentDouble) -> None:
     manager = sqlite_manager
     await manager.add_defaults()
     await manager.create(name="web")
@@ -142,31 +158,11 @@ async def test_a_host_that_refuses(sqlite_manager: Manager, agent: AgentDouble) 
 
     await until("its row is gone", it_is_gone)
 
-
-async def test_cut_off(manager: Manager, agent: AgentDouble) -> None:
-    await manager.create(name="web")
-    await take(manager, name="base")
-    archive = with_manifest(await exported(manager), name="half")
-    agent.shelf.hold, agent.shelf.begun = anyio.Event(), anyio.Event()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(send, manager, archive)
-        await agent.shelf.begun.wait()
-        assert (await shown(manager, "half"))["state"] == "importing"
-        refused = await manager.http.delete("/v1/snapshots/half")
-        assert (refused.status_code, refused.json()["error"]) == (409, "invalid_state")
-        tasks.cancel_scope.cancel()  # the client leaves
-        agent.shelf.hold.set()
-    assert await names(manager) == ["base"]
-    assert len(agent.shelf.held) == 1
-
-    # What a manager that is killed leaves: the row, and a lease that runs out.
+    archive = with_manifest(await exported(manager), name="bad")
     async with manager.runtime.db.write() as session:
-        row = await session.scalar(select(SnapshotRow))
-        assert row is not None
-        row.name, row.state, row.held, row.vm_id = "half", "importing", None, None
-        row.lease_owner, row.lease_token, row.lease_expires_at = "dead", "dead", row.created_at
-    manager.runtime.snapshot_pipeline.hint()
-    half = await becomes(manager, "half", "error")
-    assert "cut off" in half["error"]["message"]
-    assert (await manager.http.delete("/v1/snapshots/half?wait=deleted")).status_code == 200
-    assert agent.shelf.held == {}
+        for kernel in await session.scalars(select(ImageRow).where(ImageRow.kind == "kernel")):
+            kernel.sha256 = "f" * 64
+    answer = await send(manager, archive)
+    assert (answer.status_code, answer.json()["error"]) == (409, "image_not_ready")
+    assert "debian-cloud" in answer.json()["message"]
+    assert "nexus image upload" in answer.json()["suggestion"]

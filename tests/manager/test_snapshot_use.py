@@ -69,36 +69,6 @@ async def test_clones_are_vms_of_their_own(manager: Manager, agent: AgentDouble)
     assert (again.boot, again.origin) == (2, machine.origin), "a later boot is not loaded"
 
 
-async def test_what_cannot_be_cloned(manager: Manager, agent: AgentDouble) -> None:
-    await manager.create(name="web", mem_mib=1024)
-    await take(manager, name="base")
-    url = "/v1/snapshots/base/instantiate"
-    assert (await refused(manager, "POST", url, name="web"))[:2] == (409, "name_taken")
-    assert (await refused(manager, "POST", url, ttl=1, expires_at="2099-01-01T00:00:00Z"))[0] == 422
-    assert (await refused(manager, "POST", url, networks=["default", "default"]))[0] == 422
-    assert (await refused(manager, "POST", url, networks=["nowhere"]))[0] == 404
-    assert (await refused(manager, "POST", url, count=1000))[:2] == (409, "no_capacity")
-    assert (await refused(manager, "POST", "/v1/snapshots/nope/instantiate"))[0] == 404
-    vms = (await manager.http.get("/v1/vms")).json()["items"]
-    assert [vm["name"] for vm in vms] == ["web"], "none of them was made"
-
-
-async def test_a_snapshot_that_is_being_loaded_stays(
-    sqlite_manager: Manager, agent: AgentDouble
-) -> None:
-    manager = sqlite_manager
-    await manager.add_defaults()
-    await manager.create(name="web")
-    await take(manager, name="base")
-    agent.hold = anyio.Event()
-    await clone(manager, "", name="slow")
-    code, error, message = await refused(manager, "DELETE", "/v1/snapshots/base")
-    assert (code, error, "VM slow" in message) == (409, "in_use", True)
-    agent.hold.set()
-    await manager.becomes("slow", "running")
-    assert (await manager.http.delete("/v1/snapshots/base?wait=deleted")).status_code == 200
-
-
 async def test_restored_in_place(manager: Manager, agent: AgentDouble) -> None:
     vm = await manager.create(name="web", rootfs_size_mib=64)
     base = await take(manager, name="base")
@@ -159,3 +129,27 @@ async def test_who_a_clone_is(sqlite_manager: Manager, agent: AgentDouble) -> No
     agent.push(vm["id"], identity=Identity(state="applied", at=now))
     await manager.http.post("/v1/vms/twin/pause?wait=paused")
     assert (await manager.reasons("twin")).count("identified") == 1
+
+
+async def test_what_cannot_be(sqlite_manager: Manager, agent: AgentDouble) -> None:
+    manager = sqlite_manager
+    await manager.add_defaults()
+    await manager.create(name="web", mem_mib=1024)
+    await take(manager, name="base")
+    url = "/v1/snapshots/base/instantiate"
+    assert (await refused(manager, "POST", url, name="web"))[:2] == (409, "name_taken")
+    assert (await refused(manager, "POST", url, ttl=1, expires_at="2099-01-01T00:00:00Z"))[0] == 422
+    assert (await refused(manager, "POST", url, networks=["default", "default"]))[0] == 422
+    assert (await refused(manager, "POST", url, networks=["nowhere"]))[0] == 404
+    assert (await refused(manager, "POST", url, count=1000))[:2] == (409, "no_capacity")
+    assert (await refused(manager, "POST", "/v1/snapshots/nope/instantiate"))[0] == 404
+    vms = (await manager.http.get("/v1/vms")).json()["items"]
+    assert [vm["name"] for vm in vms] == ["web"], "none of them was made"
+
+    agent.hold = anyio.Event()
+    await clone(manager, "", name="slow")
+    code, error, message = await refused(manager, "DELETE", "/v1/snapshots/base")
+    assert (code, error, "VM slow" in message) == (409, "in_use", True)
+    agent.hold.set()
+    await manager.becomes("slow", "running")
+    assert (await manager.http.delete("/v1/snapshots/base?wait=deleted")).status_code == 200

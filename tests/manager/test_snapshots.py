@@ -103,6 +103,34 @@ async def test_a_life(manager: Manager, agent: AgentDouble) -> None:
     assert (await manager.http.get("/v1/snapshots/gold")).status_code == 404
 
 
+async def test_one_at_a_time_and_never_twice(manager: Manager, agent: AgentDouble) -> None:
+    await manager.create(name="web")
+    agent.shelf.hold = anyio.Event()
+    first = await take(manager, query="", name="one")
+    assert first["state"] == "requested"
+    code, error, message = await refused(manager, "POST", "/v1/vms/web/snapshots", name="two")
+    assert (code, error, "'one'" in message) == (409, "in_use", True)
+    not_ready = await manager.http.post("/v1/vms/web/restore", json={"snapshot": "one"})
+    assert (not_ready.status_code, not_ready.json()["error"]) == (409, "invalid_state")
+    agent.shelf.lose_answers = 1
+    agent.shelf.hold.set()
+    assert (await becomes(manager, "one", "ready"))["error"] is None
+    assert agent.shelf.captures == [first["id"]]
+
+
+async def test_the_next_manager_finishes_it(settings: Settings, agent: AgentDouble) -> None:
+    agent.shelf.hold = anyio.Event()
+    async with running(settings) as manager:
+        await manager.add_defaults()
+        await manager.create(name="web")
+        taken = await take(manager, query="", name="one")
+        await agent.shelf.begun.wait()
+    agent.shelf.hold.set()
+    async with running(settings) as manager:
+        await becomes(manager, "one", "ready")
+        assert agent.shelf.captures == [taken["id"]]
+
+
 async def test_what_cannot_be_snapshotted(sqlite_manager: Manager, agent: AgentDouble) -> None:
     manager = sqlite_manager
     await manager.add_defaults()
@@ -122,22 +150,26 @@ async def test_what_cannot_be_snapshotted(sqlite_manager: Manager, agent: AgentD
     assert agent.shelf.captures == []
 
 
-async def test_one_at_a_time_and_never_twice(manager: Manager, agent: AgentDouble) -> None:
-    await manager.create(name="web")
-    agent.shelf.hold = anyio.Event()
-    first = await take(manager, query="", name="one")
-    assert first["state"] == "requested"
-    code, error, message = await refused(manager, "POST", "/v1/vms/web/snapshots", name="two")
-    assert (code, error, "'one'" in message) == (409, "in_use", True)
-    not_ready = await manager.http.post("/v1/vms/web/restore", json={"snapshot": "one"})
-    assert (not_ready.status_code, not_ready.json()["error"]) == (409, "invalid_state")
-    agent.shelf.lose_answers = 1
-    agent.shelf.hold.set()
-    assert (await becomes(manager, "one", "ready"))["error"] is None
-    assert agent.shelf.captures == [first["id"]]
+async def test_snapshots_count_against_the_quota(
+    sqlite_manager: Manager, agent: AgentDouble
+) -> None:
+    manager = sqlite_manager
+    await manager.add_defaults()
+    url = "/v1/projects/default/quota"
+    await manager.create(name="small", mem_mib=64, rootfs_size_mib=8)
+    await manager.http.put(url, json={"disk_mib": 8 + 2 * 72})
+    await take(manager, "small", name="one")
+    await take(manager, "small", name="two")
+    code, error, message = await refused(manager, "POST", "/v1/vms/small/snapshots", name="three")
+    assert (code, error, "disk" in message) == (409, "quota_exceeded", True)
+    assert (await manager.http.get(url)).json()["item"]["used"]["disk_mib"] == 8 + 2 * 72
+    await manager.http.delete("/v1/snapshots/one?wait=deleted")
+    await take(manager, "small", name="three")
 
 
-async def test_a_refusal_is_the_snapshots_error(manager: Manager, agent: AgentDouble) -> None:
+async def test_what_a_host_refuses(sqlite_manager: Manager, agent: AgentDouble) -> None:
+    manager = sqlite_manager
+    await manager.add_defaults()
     await manager.create(name="web")
     body = {
         "error": "vmm_fault",
@@ -163,8 +195,18 @@ async def test_a_refusal_is_the_snapshots_error(manager: Manager, agent: AgentDo
     assert (await manager.http.delete("/v1/snapshots/bad?wait=deleted")).status_code == 200
     assert await names(manager) == []
 
+    await take(manager, name="base")
+    refusal = {"error": "in_use", "message": "a reader has it", "status": 409, "request_id": "r"}
+    agent.shelf.faults.append(lambda: JSONResponse(refusal, 409))
+    kept = await manager.http.delete("/v1/snapshots/base?wait=deleted")
+    assert (kept.status_code, "a reader has it" in kept.json()["message"]) == (409, True)
+    back = await shown(manager, "base")
+    assert (back["state"], back["error"]["stage"]) == ("ready", "delete")
 
-async def test_chains(manager: Manager, agent: AgentDouble) -> None:
+
+async def test_chains(sqlite_manager: Manager, agent: AgentDouble) -> None:
+    manager = sqlite_manager
+    await manager.add_defaults()
     await manager.create(name="web", **TRACKED)
     base = await take(manager, name="base")
     diff = await take(manager, name="diff", kind="diff")
@@ -182,20 +224,9 @@ async def test_chains(manager: Manager, agent: AgentDouble) -> None:
     assert not (await shown(manager, "third"))["needs_parent"]
 
 
-async def test_a_host_that_keeps_it(sqlite_manager: Manager, agent: AgentDouble) -> None:
+async def test_deleted_while_it_is_taken(sqlite_manager: Manager, agent: AgentDouble) -> None:
     manager = sqlite_manager
     await manager.add_defaults()
-    await manager.create(name="web")
-    await take(manager, name="base")
-    body = {"error": "in_use", "message": "a reader has it", "status": 409, "request_id": "r"}
-    agent.shelf.faults.append(lambda: JSONResponse(body, 409))
-    kept = await manager.http.delete("/v1/snapshots/base?wait=deleted")
-    assert (kept.status_code, "a reader has it" in kept.json()["message"]) == (409, True)
-    back = await shown(manager, "base")
-    assert (back["state"], back["error"]["stage"]) == ("ready", "delete")
-
-
-async def test_deleted_while_it_is_taken(manager: Manager, agent: AgentDouble) -> None:
     await manager.create(name="web")
     agent.shelf.hold = anyio.Event()
     await take(manager, query="", name="one")
@@ -209,45 +240,10 @@ async def test_deleted_while_it_is_taken(manager: Manager, agent: AgentDouble) -
     await until("it is gone", is_gone)
     assert agent.shelf.held == {}
 
-
-async def test_its_vm_goes_while_it_is_taken(sqlite_manager: Manager, agent: AgentDouble) -> None:
-    manager = sqlite_manager
-    await manager.add_defaults()
-    await manager.create(name="web")
-    agent.shelf.hold = anyio.Event()
+    agent.shelf.hold, agent.shelf.begun = anyio.Event(), anyio.Event()
     await take(manager, query="", name="late")
     await agent.shelf.begun.wait()
     await manager.http.delete("/v1/vms/web?wait=deleted")
     agent.shelf.hold.set()
     late = await becomes(manager, "late", "error")
     assert "no such machine" in late["error"]["message"]
-
-
-async def test_snapshots_count_against_the_quota(
-    sqlite_manager: Manager, agent: AgentDouble
-) -> None:
-    manager = sqlite_manager
-    await manager.add_defaults()
-    url = "/v1/projects/default/quota"
-    await manager.create(name="web", mem_mib=64, rootfs_size_mib=8)
-    await manager.http.put(url, json={"disk_mib": 8 + 2 * 72})
-    await take(manager, name="one")
-    await take(manager, name="two")
-    code, error, message = await refused(manager, "POST", "/v1/vms/web/snapshots", name="three")
-    assert (code, error, "disk" in message) == (409, "quota_exceeded", True)
-    assert (await manager.http.get(url)).json()["item"]["used"]["disk_mib"] == 8 + 2 * 72
-    await manager.http.delete("/v1/snapshots/one?wait=deleted")
-    await take(manager, name="three")
-
-
-async def test_the_next_manager_finishes_it(settings: Settings, agent: AgentDouble) -> None:
-    agent.shelf.hold = anyio.Event()
-    async with running(settings) as manager:
-        await manager.add_defaults()
-        await manager.create(name="web")
-        taken = await take(manager, query="", name="one")
-        await agent.shelf.begun.wait()
-    agent.shelf.hold.set()
-    async with running(settings) as manager:
-        await becomes(manager, "one", "ready")
-        assert agent.shelf.captures == [taken["id"]]

@@ -29,7 +29,7 @@ from nexus.manager.waiters import Waiters
 
 log = structlog.get_logger("pipeline.snapshots")
 
-POLL_S = 2.0
+POLL_S = 1.0
 """The price of a lost hint."""
 PARALLEL = 4
 """Captures and deletions at once: each of them keeps a disk busy."""
