@@ -7,6 +7,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,16 @@ def test_a_gateway_that_cannot_be_reached_is_said(cell: CellAgent) -> None:
     add_nic(cell, "eth0", OLD, "10.77.0.5/20")
     assert refusal(cell, ("nic", f"{OLD},{NEW},10.78.0.9/24,192.0.2.1")) == "ENETUNREACH"
     cell.identify(("nic", f"{OLD},{NEW},10.78.0.9/24,10.78.0.1"))
+    assert defaults(cell) == [("10.78.0.1", "eth0")]
+
+
+def test_two_at_once_are_one_after_the_other(cell: CellAgent) -> None:
+    add_nic(cell, "eth0", OLD, "10.77.0.5/20")
+    wanted = [("nic", f"{OLD},{OLD},10.78.0.{host}/24,10.78.0.1") for host in (8, 9)]
+    with ThreadPoolExecutor(12) as pool:
+        done = list(pool.map(lambda number: cell.identify(wanted[number % 2]), range(48)))
+    assert done == [[("ok", "1")]] * 48
+    assert cell.addresses("eth0") in (["10.78.0.8/24"], ["10.78.0.9/24"])
     assert defaults(cell) == [("10.78.0.1", "eth0")]
 
 

@@ -3,10 +3,12 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include "answer.h"
@@ -147,6 +149,14 @@ static int apply(const struct request *request, const struct identity *identity,
     return error;
 }
 
+/* Two hosts' programs that ask at once (one was started anew) would find each other's links down:
+ * one after the other. The lock ends with this process. */
+static void wait_for_turn(void) {
+    int root = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (root >= 0)
+        flock(root, LOCK_EX);
+}
+
 void identity_take(const struct request *request, int connection) {
     static struct identity identity;
     const char *what = check(request, &identity);
@@ -159,6 +169,7 @@ void identity_take(const struct request *request, int connection) {
         fail_errno(connection, errno, "netlink");
         return;
     }
+    wait_for_turn();
     if (!find_all(netlink, &identity, connection))
         return;
     int error = apply(request, &identity, netlink, &what);
