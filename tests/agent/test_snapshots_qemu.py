@@ -124,10 +124,13 @@ def test_a_file_that_is_written_goes_on_exactly(
     assert now == [*range(1, len(now) + 1)]
     agent.delete(machine.id)
 
-    # Put back in place, and rebooted from the disk it has then.
+    # Put back in place.
     origin = Origin(snapshot=snapshot.id, boot=2)
     restored = source.model_copy(update={"boot": 2, "generation": 2, "origin": origin})
     assert agent.put(restored).state == "running"
     until("it is told", lambda: applied(agent, source.id))
-    assert len(then) <= len(lines(agent, source))
+    then = lines(agent, source)
+    until("it goes on", lambda: len(lines(agent, source)) > len(then) + 100)
+    now = lines(agent, source)
+    assert now == [*range(1, len(now) + 1)]
     assert source.name in until("it answers", lambda: page(source), 60)
