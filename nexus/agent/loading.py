@@ -13,7 +13,6 @@ import anyio
 import anyio.to_thread
 
 from nexus.agent import drives, faults, snapshot_files
-from nexus.agent.ending import cure_for
 from nexus.agent.errors import HostFull, StageFailed, disk_failure
 from nexus.agent.inventory import cpu_model
 from nexus.agent.layout import (
@@ -40,6 +39,13 @@ from nexus.vmm.errors import VmmError, VmmFailure
 from nexus.vmm.types import InstanceState, MemoryBackend, NetworkOverride, SnapshotLoadParams
 
 FORMAT_TIMEOUT_S = 10.0
+_CURES = (
+    ("tap", "check the TAP devices on the host (ip -br link)"),
+    ("version", "choose a host with the VMM that the snapshot was taken with: nexus host ls"),
+    ("cpu", "choose a host with the CPU that the snapshot was taken on: nexus host ls"),
+    ("os error 12", "free memory on the host (free -m), or stop VMs"),
+    ("crc", "the snapshot's files are damaged: delete it, and take it anew"),
+)
 
 
 @dataclass(frozen=True)
@@ -318,9 +324,15 @@ def _refusal(error: VmmError, machine: Machine) -> StageFailed:
         "configure",
         "the VMM does not load the snapshot",
         fault_message=error.fault_message,
-        suggestion=cure_for(error.fault_message)
-        or f"read its log: nexus logs {machine.name} --source vmm; or take the snapshot anew",
+        suggestion=_cure(error.fault_message, machine.name),
     )
+
+
+def _cure(fault: str, name: str) -> str:
+    for sign, cure in _CURES:
+        if sign in fault.lower():
+            return cure
+    return f"take the snapshot anew; the VMM's log says more: nexus logs {name} --source vmm"
 
 
 def _params(machine: Machine, *, resume: bool) -> SnapshotLoadParams:

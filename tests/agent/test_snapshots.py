@@ -271,7 +271,10 @@ def test_what_cannot_be_captured_is_refused(agent: Agent, tiny_kernel: Path) -> 
     agent.delete(machine.id)
 
 
-def test_a_vmm_that_dies_while_it_is_captured(agent: Agent, tiny_kernel: Path) -> None:
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_vm_that_ends_while_it_is_captured(
+    agent: Agent, tiny_kernel: Path, deleted: bool
+) -> None:
     # All of its memory takes a while.
     source = agent.machine(tiny_kernel, mem_mib=256)
     agent.put(source)
@@ -282,11 +285,15 @@ def test_a_vmm_that_dies_while_it_is_captured(agent: Agent, tiny_kernel: Path) -
     assert pid is not None
     asking.start()
     until("it writes its memory", written.exists)
-    os.kill(pid, signal.SIGKILL)
+    if deleted:
+        agent.delete(source.id)
+    else:
+        os.kill(pid, signal.SIGKILL)
     asking.join()
     refused(answers[0], 409, source.name)
-    status = until("it is settled", lambda: ended(agent, source.id))
-    assert status.exit_cause == "crashed"
+    if not deleted:
+        status = until("it is settled", lambda: ended(agent, source.id))
+        assert status.exit_cause == "crashed"
     assert (shelf(agent), written.exists()) == ([], False)
     agent.delete(source.id)
 
