@@ -203,9 +203,9 @@ def check_room(order: SnapshotOrder, machine: Machine, folder: Path) -> None:
                 suggestion="take a full snapshot",
             )
     elif found.f_bavail * found.f_frsize < machine.mem_mib * MIB:
-        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder.parent))
         what = f"there is no room for {machine.mem_mib} MiB of memory"
-        raise host_full(what, full, folder)
+        raise host_full(what, full, folder.parent)
 
 
 async def take(
@@ -286,7 +286,7 @@ async def create(
     try:
         await anyio.to_thread.run_sync(clones.late)
     except OSError as error:
-        raise host_full("the disks cannot be cloned", error, folder.dir) from error
+        raise host_full("the disks cannot be cloned", error, folder.dir.parent) from error
     except ImageError as error:
         raise Conflict(str(error), suggestion=error.suggestion) from error
     faults.point("capture_cloned")

@@ -179,14 +179,13 @@ def place(
                 continue
             volume = volumes[file.name].volume if file.name in volumes else None
             target = paths.volume(volume) if volume else paths.root / file.name
-            made = target.with_name(f".{target.name}.new")
+            fresh[target] = made = target.with_name(f".{target.name}.new")
             if file.name in read_only and volume is None:
                 snapshot_files.link(folder.disk(file.name), made)
             else:
                 snapshot_files.clone(folder.disk(file.name), made)
                 made.chmod(0o600)
                 drives.own(made, owner)
-            fresh[target] = made
         faults.point("load_placing")
         for target, made in fresh.items():
             made.replace(target)

@@ -153,7 +153,8 @@ class Body:
 
     async def _watch(self, vmm: Vmm) -> None:
         await vmm.watch()
-        self.poke()
+        if vmm is self.vmm:
+            self.poke()
 
     async def _look_again(self, after_s: float) -> None:
         await anyio.sleep(after_s)

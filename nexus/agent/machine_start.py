@@ -14,7 +14,7 @@ from nexus.agent.ending import last_lines
 from nexus.agent.errors import StageFailed
 from nexus.agent.identity import KnownAs
 from nexus.agent.lacking import Look
-from nexus.agent.machine_end import Ended
+from nexus.agent.machine_end import KILL_TIMEOUT_S, Ended
 from nexus.agent.plan import wants_load, wants_new_root
 from nexus.agent.record import Record
 from nexus.agent.restarts import FRESH
@@ -141,11 +141,15 @@ class Begun(Ended):
 
     async def _undo_load(self) -> None:
         """What the host lacked for this boot it may have when it is asked for again."""
-        await self._kill()
-        self.vmm, record = None, self.record
+        vmm, record = self._held(), self.record
+        # Its end is no reason to look at once, and to try it again.
+        self.vmm = None
+        vmm.kill()
+        with anyio.move_on_after(KILL_TIMEOUT_S):
+            await vmm.exited.wait()
         disks.after_exit(self.paths)
         await self._tools.network.remove_taps(self.id)
-        record.boot, record.phase, record.killed = record.boot - 1, "configured", False
+        record.boot, record.phase = record.boot - 1, "configured"
         record.pid = record.start_ticks = record.identity = record.loaded_from = None
         self._note()
 

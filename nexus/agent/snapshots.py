@@ -112,7 +112,7 @@ class Shelf:
             making.dir.rename(self._layout.snapshot(snapshot_id).dir)
             _sync(self._layout.snapshots_dir)
         except OSError as error:
-            raise host_full("the snapshot cannot be kept", error, making.dir) from error
+            raise host_full("the snapshot cannot be kept", error, making.dir.parent) from error
         faults.point("snapshot_kept")
         return meta
 
@@ -127,7 +127,7 @@ class Shelf:
         except FileNotFoundError:
             return False
         except OSError as error:
-            raise host_full("the snapshot cannot be begun", error, folder.dir) from error
+            raise host_full("the snapshot cannot be begun", error, folder.dir.parent) from error
         return True
 
     # -- chains ----------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class Shelf:
             )
             _write_meta(paths, merged)
         except OSError as error:
-            raise host_full("the snapshot cannot be merged", error, paths.dir) from error
+            raise host_full("the snapshot cannot be merged", error, paths.dir.parent) from error
         return merged
 
     async def delete(self, snapshot_id: str) -> None:
@@ -194,7 +194,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700)
     except OSError as error:
-        raise host_full("the snapshot cannot be begun", error, folder) from error
+        raise host_full("the snapshot cannot be begun", error, folder.parent) from error
 
 
 def _write_meta(paths: SnapshotPaths, meta: HostSnapshot) -> None:

@@ -316,6 +316,16 @@ def test_what_does_not_fit_here_is_refused_before_anything_is_touched(
     lost = clone(agent, tiny_kernel, snapshot.model_copy(update={"id": new_id()}))
     assert "no snapshot" in failed(agent.put(lost), "disk")
     agent.delete(lost.id)
+    # What the host lacks does not use up the boot, and is not tried again by itself.
+    disk_of_it = agent.run_dir / "snapshots" / snapshot.id / "rootfs.ext4"
+    disk_of_it.rename(agent.dir / "away")
+    halved = clone(agent, tiny_kernel, snapshot)
+    assert "no snapshot" in failed(agent.put(halved), "disk")
+    assert (agent.vmms(halved.id), agent.get(halved.id).boot) == ([], 0)
+    (agent.dir / "away").rename(disk_of_it)
+    assert failed(agent.get(halved.id), "disk")
+    assert agent.put(halved).state == "running"
+    agent.delete(halved.id)
     assert agent.traces() == before
 
     # Of another CPU, by its own words.
