@@ -59,7 +59,7 @@ def survey(spec: HostNetworkSpec, installation: Installation, links: Links) -> S
             )
     return Survey(
         spec,
-        Segment(name, spec.kind, subnet, isolate_vms=spec.isolate_vms, dhcp=spec.dhcp),
+        _segment(spec, name, subnet),
     )
 
 
@@ -85,8 +85,7 @@ def _survey_uplink(
             suggestion="name an interface that leads out of the host (ip -br link)",
         )
     if uplink.kind == "bridge":
-        there = Segment(uplink.name, "bridged", subnet, isolate_vms=spec.isolate_vms, ours=False)
-        return Survey(spec, there)
+        return Survey(spec, _segment(spec, uplink.name, subnet, ours=False))
     ours = links.find(bridge_name(spec.id))
     if uplink.master not in (None, 0, ours.index if ours else None):
         raise NetworkFailed(
@@ -101,8 +100,21 @@ def _survey_uplink(
             suggestion="make a bridge that has this address and this port, and name the bridge "
             "as the uplink",
         )
-    segment = Segment(bridge_name(spec.id), "bridged", subnet, isolate_vms=spec.isolate_vms)
-    return Survey(spec, segment, uplink)
+    return Survey(spec, _segment(spec, bridge_name(spec.id), subnet), uplink)
+
+
+def _segment(
+    spec: HostNetworkSpec, bridge: str, subnet: ipaddress.IPv4Network, *, ours: bool = True
+) -> Segment:
+    return Segment(
+        bridge,
+        spec.kind,
+        subnet,
+        isolate_vms=spec.isolate_vms,
+        ours=ours,
+        dhcp=spec.dhcp,
+        allow=tuple(spec.allow),
+    )
 
 
 def ensure(found: Survey, installation: Installation, links: Links) -> None:

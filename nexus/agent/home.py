@@ -67,6 +67,7 @@ class HomeNetwork:
             self.subnet,
             isolate_vms=spec is not None and spec.isolate_vms,
             dhcp=spec is not None and spec.dhcp,
+            allow=tuple(spec.allow) if spec else (),
         )
 
     def bring_up(self) -> None:

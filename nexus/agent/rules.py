@@ -31,6 +31,8 @@ class Segment:
     """We made the bridge; else it is one that the host had before."""
     dhcp: bool = False
     """The host serves DHCP and DNS at its address there."""
+    allow: Sequence[str] = ()
+    """What of the host is open to its guests: ``tcp/5000``, ``udp/123``, ``metadata``."""
 
     @property
     def address(self) -> ipaddress.IPv4Address:
@@ -172,8 +174,9 @@ def _inet_table(rules: Rules) -> list[str]:
     ours = [segment for segment in rules.segments if segment.ours]
     nat = [segment for segment in ours if segment.kind == "nat"]
     lines = [f"table inet {rules.table} {{", *_forward_map(rules.forwards)]
-    if any(not segment.ours for segment in rules.segments):
-        lines += _from_foreign_bridges()
+    foreign = [segment for segment in rules.segments if not segment.ours]
+    if foreign:
+        lines += _from_foreign_bridges(foreign)
     if not ours:
         return [*lines, "}"]
     all_bridges = _names(segment.bridge for segment in ours)
@@ -188,10 +191,14 @@ def _inet_table(rules: Rules) -> list[str]:
     lines += ["  }", "  chain forward {", "    type filter hook forward priority filter;"]
     lines.append(f"    iifname {all_bridges} oifname {all_bridges} jump within")
     if nat:
-        hidden = f"iifname {nat_bridges} ip daddr {_LINK_LOCAL}"
+        for segment in nat:
+            if "metadata" not in segment.allow:
+                hidden = f'iifname "{segment.bridge}" ip daddr {_LINK_LOCAL}'
+                lines += [
+                    f"    {hidden} meta l4proto != {{ tcp, udp }} drop",
+                    f"    {hidden} th dport != 53 drop",
+                ]
         lines += [
-            f"    {hidden} meta l4proto != {{ tcp, udp }} drop",
-            f"    {hidden} th dport != 53 drop",
             f"    iifname {nat_bridges} accept",
             f"    oifname {nat_bridges} ct state established,related accept",
             f"    oifname {nat_bridges} ct status dnat accept",
@@ -211,6 +218,7 @@ def _inet_table(rules: Rules) -> list[str]:
         f"    iifname {all_bridges} meta l4proto {{ icmp, icmpv6 }} accept",
     ]
     for segment in ours:
+        lines += _openings(segment)
         if segment.dhcp:
             at = f"ip daddr {segment.address} meta l4proto {{ tcp, udp }} th dport 53"
             lines += [
@@ -222,13 +230,23 @@ def _inet_table(rules: Rules) -> list[str]:
     return [*lines, f"    iifname {all_bridges} drop", "  }", "}"]
 
 
-def _from_foreign_bridges() -> list[str]:
+def _openings(segment: Segment) -> list[str]:
+    lines = []
+    for opening in segment.allow:
+        protocol, _, port = opening.partition("/")
+        what = f"{protocol} dport {port}" if port else f"ip daddr {_LINK_LOCAL}"
+        lines.append(f'    iifname "{segment.bridge}" {what} accept')
+    return lines
+
+
+def _from_foreign_bridges(segments: Sequence[Segment]) -> list[str]:
     return [
         "  chain foreign {",
         "    type filter hook input priority filter;",
         f"    meta mark != {MARK:#x} accept",
         "    ct state established,related accept",
         "    meta l4proto { icmp, icmpv6 } accept",
+        *(line for segment in segments for line in _openings(segment)),
         "    drop",
         "  }",
     ]

@@ -70,6 +70,23 @@ Reserved = Annotated[list[AddressRange], Field(max_length=64)]
 """Addresses that no VM gets unless it asks for one of them."""
 
 
+def _opening(text: str) -> str:
+    protocol, _, port = text.partition("/")
+    if protocol not in ("metadata", "tcp", "udp") or bool(port) == (protocol == "metadata"):
+        raise ValueError(f"{text}: write tcp/PORT, udp/PORT or metadata")
+    if port and not 1 <= int(port) <= 65535:
+        raise ValueError(f"{text}: a port is from 1 to 65535")
+    return f"{protocol}/{int(port)}" if port else protocol
+
+
+Opening = Annotated[
+    str, StringConstraints(pattern=r"^[a-z]{3,8}(/[0-9]{1,5})?$"), AfterValidator(_opening)
+]
+"""What guests may reach of their host: ``tcp/5000``, ``udp/123``, or ``metadata``, which is what a
+cloud tells it at 169.254.0.0/16."""
+Openings = Annotated[list[Opening], Field(max_length=32)]
+
+
 def ends_of(text: AddressRange) -> tuple[int, int]:
     """The first and the last address of a range, as numbers."""
     first, _, last = text.partition("-")
@@ -99,6 +116,8 @@ class NetworkCreate(Wire):
     dhcp: Annotated[bool, Field(strict=True)] = False
     """The host serves DHCP and DNS there: VMs are called ``NAME.NETWORK.nexus``."""
     reserved: Reserved = Field(default_factory=list)
+    allow: Openings = Field(default_factory=list)
+    """Nothing of the host is open to guests but what is named here."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -127,6 +146,8 @@ class NetworkChange(Wire):
     dhcp: Annotated[bool, Field(strict=True)] | None = None
     reserved: Reserved | None = None
     """All of them; an empty list gives every one back."""
+    allow: Openings | None = None
+    """All of them; an empty list closes every one."""
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
@@ -158,6 +179,7 @@ class Network(Wire):
     dns: list[str]
     dhcp: bool = False
     reserved: list[str] = Field(default_factory=list)
+    allow: list[str] = Field(default_factory=list)
     bridge: str
     """The bridge on the host."""
     vms: int
@@ -212,6 +234,7 @@ class HostNetworkSpec(Wire):
     dns: list[Address] | None
     """None for the host's own name servers."""
     dhcp: bool = False
+    allow: Openings = Field(default_factory=list)
 
 
 class HostForward(Wire):

@@ -68,8 +68,8 @@ def change(session: Session, name: str, given: dict[str, Any]) -> None:
     _tell(session, network)
 
 
-def reserved(given: Sequence[str] | None) -> list[str] | None:
-    """``--reserve none`` gives all of them back."""
+def listed(given: Sequence[str] | None) -> list[str] | None:
+    """What an option was given again and again; ``none`` is an empty list."""
     return [] if given and list(given) == ["none"] else list(given) if given else None
 
 
@@ -115,6 +115,7 @@ def show(session: Session, name: str) -> None:
             ("dns", ", ".join(network.dns)),
             ("dhcp", "yes" if network.dhcp else "no"),
             ("reserved", ", ".join(network.reserved)),
+            ("guests may reach", ", ".join(network.allow)),
             ("created", network.created_at.isoformat(timespec="seconds")),
         ]
     )

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 
 import anyio
 import pytest
@@ -203,7 +204,25 @@ def test_guests_do_not_reach_the_secrets_of_a_cloud(lab: Lab) -> None:
     assert not lab.one.pings(metadata)
     ip("-n", lab.outside.namespace, "addr", "del", f"{metadata}/16", "dev", "eth0")
     ip("addr", "add", f"{metadata}/32", "dev", "lo")
-    lab.stack.callback(ip, "addr", "del", f"{metadata}/32", "dev", "lo")
     serve(lab.stack, 7006)
     assert hears(metadata, 7006)
     assert not lab.one.hears(metadata, 7006)
+    # Unless it is allowed.
+    lab.rules(replace(HOME, allow=("metadata",)), ALONE, OTHER, FOREIGN)
+    assert lab.one.hears(metadata, 7006)
+    assert not lab.one.hears(str(HOME.subnet[1]), 7006)
+    ip("addr", "del", f"{metadata}/32", "dev", "lo")
+    ip("-n", lab.outside.namespace, "addr", "add", f"{metadata}/16", "dev", "eth0")
+    until("behind the host", lambda: lab.one.hears(metadata, 80))
+    assert not lab.other.hears(metadata, 80)
+
+
+def test_a_port_of_the_host_can_be_opened(lab: Lab) -> None:
+    for port in (7007, 7008):
+        serve(lab.stack, port)
+    allow = ("tcp/7007", "udp/7008")
+    lab.rules(replace(HOME, allow=allow), ALONE, OTHER, replace(FOREIGN, allow=allow))
+    for guest, segment in ((lab.one, HOME), (lab.foreign, FOREIGN)):
+        assert guest.hears(str(segment.subnet[1]), 7007)
+        assert not guest.hears(str(segment.subnet[1]), 7008)
+    assert not lab.other.hears(str(OTHER.subnet[1]), 7007)

@@ -15,10 +15,10 @@ def test_a_life_of_a_network(wire: Wire) -> None:
         {"isolate_vms": True, "dns": ["9.9.9.9"]},
     ]
     done(wire, "network", "create", "x", "--cidr", "10.9.0.0/24", "--dhcp", "--reserve", "10.9.0.7")
-    done(wire, "network", "set", "x", "--no-dhcp", "--reserve", "none")
+    done(wire, "network", "set", "x", "--no-dhcp", "--reserve", "none", "--allow", "tcp/5000")
     assert wire.bodies[2]["dhcp"] is True
     assert wire.bodies[2]["reserved"] == ["10.9.0.7"]
-    assert wire.bodies[3] == {"dhcp": False, "reserved": []}
+    assert wire.bodies[3] == {"dhcp": False, "reserved": [], "allow": ["tcp/5000"]}
     assert done(wire, "network", "ls", "-o", "name") == "lab\n"
     assert done_json(wire, "network", "show", "lab", "-o", "json")["vms"][0]["ip"] == "10.9.0.2"
     assert "10.9.0.2" in done(wire, "network", "show", "lab")

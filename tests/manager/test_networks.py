@@ -134,6 +134,11 @@ async def test_dhcp_makes_the_bridge_the_name_server(manager: Manager, agent: Ag
         return agent.puts[-1].name == "uno"
 
     await until("the host is told", told)
+    opened = {"allow": ["tcp/5000", "metadata"]}
+    changed = await manager.http.patch("/v1/networks/lab?wait=ready", json=opened)
+    assert changed.json()["item"]["allow"] == ["tcp/5000", "metadata"]
+    spec = next(spec for spec in agent.networks[-1].networks if spec.name == "lab")
+    assert spec.allow == ["tcp/5000", "metadata"]
     changed = await manager.http.patch("/v1/networks/lab?wait=ready", json={"dhcp": False})
     assert changed.json()["item"]["dhcp"] is False
     wan = {"name": "wan", "kind": "bridged", "uplink": "eth9", "cidr": "192.0.2.0/24"}
@@ -166,6 +171,11 @@ async def test_a_subnet_is_proposed_or_refused(manager: Manager) -> None:
         {"name": "x", "uplink": "eth1"},
         {"name": "x", "kind": "bridged", "uplink": "a", "cidr": "10.0.0.0/24", "dhcp": True},
         {"name": "x", "dhcp": "yes"},
+        {"name": "x", "allow": ["tcp"]},
+        {"name": "x", "allow": ["tcp/0"]},
+        {"name": "x", "allow": ["icmp/1"]},
+        {"name": "x", "allow": ["metadata/80"]},
+        {"name": "x", "allow": ["tcp/80"] * 33},
         {"name": "x", "reserved": ["10.0.0.9"]},
         {"name": "x", "cidr": "10.0.0.0/24", "reserved": ["10.0.0.9-10.0.0.5"]},
         {"name": "x", "cidr": "10.0.0.0/24", "reserved": ["10.0.1.9"]},

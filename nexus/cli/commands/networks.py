@@ -20,6 +20,14 @@ Reserve = Annotated[
     ),
 ]
 
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow",
+        help="What guests reach of the host: tcp/PORT, udp/PORT, metadata; repeatable, or none.",
+    ),
+]
+
 
 @commands.command("ls")
 def list_networks(context: typer.Context, output: Output = None) -> None:
@@ -57,6 +65,7 @@ def create_network(
         bool, typer.Option("--dhcp", help="Serve DHCP, and DNS names NAME.NETWORK.nexus.")
     ] = False,
     reserve: Reserve = None,
+    allow: Allow = None,
     output: Output = None,
 ) -> None:
     """Create a network and wait until the host has it.
@@ -76,7 +85,8 @@ def create_network(
             "isolate_vms": isolate_vms,
             "dns": dns,
             "dhcp": dhcp or None,
-            "reserved": networks.reserved(reserve),
+            "reserved": networks.listed(reserve),
+            "allow": networks.listed(allow),
         },
     )
 
@@ -104,6 +114,7 @@ def set_network(
         bool | None, typer.Option("--dhcp/--no-dhcp", help="Serve DHCP and DNS there.")
     ] = None,
     reserve: Reserve = None,
+    allow: Allow = None,
     output: Output = None,
 ) -> None:
     """Change options of a network; its VMs go on meanwhile.
@@ -112,10 +123,14 @@ def set_network(
     """
     from nexus.cli import networks
 
-    change = {"isolate_vms": isolate_vms, "dns": dns, "dhcp": dhcp}
-    networks.change(
-        session(context, output), name, {**change, "reserved": networks.reserved(reserve)}
-    )
+    change = {
+        "isolate_vms": isolate_vms,
+        "dns": dns,
+        "dhcp": dhcp,
+        "reserved": networks.listed(reserve),
+        "allow": networks.listed(allow),
+    }
+    networks.change(session(context, output), name, change)
 
 
 @commands.command("doctor")

@@ -385,6 +385,7 @@ class NetworkRow(Base):
     """None for the name servers of the host."""
     dhcp: Mapped[bool] = mapped_column(default=False)
     reserved: Mapped[list[str]] = mapped_column(Typed(list[str]), default=list)
+    allow: Mapped[list[str]] = mapped_column(Typed(list[str]), default=list)
     bridge: Mapped[str] = mapped_column(String(15))
     state: Mapped[NetworkState] = mapped_column(String(16))
     error: Mapped[NetworkError | None] = mapped_column(Typed(NetworkError))

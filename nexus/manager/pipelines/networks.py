@@ -168,4 +168,5 @@ def _spec(row: NetworkRow, host: HostRow) -> HostNetworkSpec:
         isolate_vms=row.isolate_vms,
         dns=row.dns,
         dhcp=row.dhcp,
+        allow=row.allow,
     )

@@ -72,6 +72,7 @@ class Networks:
                     dns=request.dns,
                     dhcp=request.dhcp,
                     reserved=request.reserved,
+                    allow=request.allow,
                     bridge="",
                     state="pending",
                     last_address=0,
@@ -108,6 +109,8 @@ class Networks:
                         suggestion="use a network of kind nat or isolated",
                     )
                 row.dhcp = request.dhcp
+            if request.allow is not None:
+                row.allow = request.allow
             if request.reserved is not None:
                 _check_reserved(request.reserved, IPv4Network(row.cidr))
                 row.reserved = request.reserved
@@ -216,6 +219,7 @@ def to_network(row: NetworkRow, vms: int) -> Network:
         dns=row.dns or [],
         dhcp=row.dhcp,
         reserved=row.reserved,
+        allow=row.allow,
         bridge=row.bridge,
         vms=vms,
         created_at=row.created_at,
@@ -277,11 +281,12 @@ def _facts(row: NetworkRow) -> dict[str, object]:
         "dns": row.dns,
         "dhcp": row.dhcp,
         "reserved": row.reserved,
+        "allow": row.allow,
     }
 
 
 def _hosts_part(row: NetworkRow) -> tuple[object, ...]:
-    return (row.isolate_vms, row.dns, row.dhcp)
+    return (row.isolate_vms, row.dns, row.dhcp, row.allow)
 
 
 def _check_reserved(ranges: Sequence[str], subnet: IPv4Network) -> None:
