@@ -60,14 +60,16 @@ class VmmClient:
         unreachable: VmmUnreachable | None = None
         with anyio.move_on_after(timeout_s):
             while True:
-                try:
-                    return await self.describe_instance()
-                except VmmUnreachable as error:
-                    unreachable = error
+                # A look at the file costs a twentieth of a request, so it may be often.
+                if self.socket.exists():
+                    try:
+                        return await self.describe_instance()
+                    except VmmUnreachable as error:
+                        unreachable = error
                 if died is not None and died():
                     raise VmmUnreachable(f"the VMM of {self.socket} ended before its API answered")
                 await anyio.sleep(pause_s)
-                pause_s = min(pause_s * 1.5, 0.02)
+                pause_s = min(pause_s * 1.1, 0.02)
         raise VmmTimeout(f"no API on {self.socket} after {timeout_s} s") from unreachable
 
     async def describe_instance(self) -> t.InstanceInfo:
