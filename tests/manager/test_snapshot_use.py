@@ -7,6 +7,7 @@ import anyio
 import pytest
 
 from nexus.api.origins import Identity
+from nexus.manager.db.tables import VmRow
 from tests.manager.agent_double import AgentDouble
 from tests.manager.core import Manager, until
 from tests.manager.test_snapshots import refused, take
@@ -91,10 +92,18 @@ async def test_restored_in_place(manager: Manager, agent: AgentDouble) -> None:
     code, error, message = await refused(manager, "POST", "/v1/vms/web/restore", snapshot="base")
     assert (code, error, "'data' since" in message) == (409, "invalid_state", True)
     await manager.http.post("/v1/volumes/data/detach?wait=applied")
+    await manager.add_image("kernel", "newer")
+    async with manager.runtime.db.write() as session:
+        row = await session.get_one(VmRow, vm["id"])  # as a rollout does it
+        row.kernel = row.kernel.model_copy(update={"name": "newer", "sha256": "e" * 64})
+        row.mem_mib = 512
+
     paused = await manager.http.post(
         "/v1/vms/web/restore?wait=paused", json={"snapshot": base["id"], "start": False}
     )
     assert (paused.json()["item"]["state"], paused.json()["item"]["boot"]) == ("paused", 3)
+    assert agent.machines[vm["id"]].kernel == machine.kernel
+    assert agent.machines[vm["id"]].mem_mib == machine.mem_mib
 
     await clone(manager, name="other")
     code, error, message = await refused(manager, "POST", "/v1/vms/other/restore", snapshot="base")

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from nexus.api.common import Item
 from nexus.api.devices import NicCreate
 from nexus.api.errors import Conflict, InvalidState, ValidationFailed
+from nexus.api.quotas import Resources
 from nexus.api.vm_snapshots import SnapshotClone, VmRestore
 from nexus.api.vms import Vm
 from nexus.manager import lifecycle, wanting
@@ -13,7 +14,7 @@ from nexus.manager.db.columns import Blueprint, StoredOrigin
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, SnapshotRow, VmRow
 from nexus.manager.pipelines.vms import VmPipeline
-from nexus.manager.services import vms
+from nexus.manager.services import quotas, vms
 from nexus.manager.services.snapshot_taking import check_alone
 from nexus.manager.services.snapshots import find_ready
 from nexus.manager.services.vm_creation import Order, VmCreation, created, names_of
@@ -62,6 +63,7 @@ class SnapshotUse:
                 )
             await _check_engine(unit, row)
             await check_alone(unit.session, vm)
+            await _check_fits(unit, vm, row.blueprint)
             unit.before = wanting.shown(vm)
             _put_back(unit, vm, row, "running" if request.start else "paused")
             unit.after = {**wanting.shown(vm), "snapshot": row.id}
@@ -107,7 +109,49 @@ def _with_terms(blueprint: Blueprint, request: SnapshotClone) -> Blueprint:
     return blueprint.model_copy(update=changed)
 
 
+_AS_IT_WAS = (
+    "vcpu",
+    "mem_mib",
+    "kernel",
+    "initrd",
+    "kernel_args",
+    "rootfs",
+    "rootfs_size_mib",
+    "user_data",
+    "vendor_data",
+    "config_drive",
+    "ssh_keys",
+)
+"""What a VM's memory and disks were made with. The rest is the VM's as it is now: its name, tags,
+addresses, limits and terms."""
+
+
 def _put_back(unit: UnitOfWork, vm: VmRow, row: SnapshotRow, power: lifecycle.LoadedPower) -> None:
+    situation = lifecycle.Situation(vm.name, vm.state, vm.power, vm.boot, not vm.unsettled)
+    wanted = lifecycle.restore(situation, power)
+    vm.power, vm.boot = wanted.power, wanted.boot
+    vm.origin_id, vm.origin_name, vm.origin_boot = row.id, row.name, wanted.boot
+    vm.identity = None
+    then = row.blueprint
+    limits = {drive.name: drive.limits for drive in vm.drives}
+    vm.drives = [
+        drive.model_copy(update={"limits": limits.get(drive.name, drive.limits)})
+        for drive in then.drives
+    ]
+    if then.balloon is None or vm.balloon is None:
+        vm.balloon = then.balloon
+    for name in _AS_IT_WAS:
+        if getattr(vm, name) != getattr(then, name):
+            setattr(vm, name, getattr(then, name))
+    wanting.anew(unit, vm)
+    vm.state, vm.error = wanted.state, None
+    said = f"it is put back to the snapshot {row.name}"
+    unit.event(vm, wanted.state, "restore_requested", said)
+
+
+async def _check_fits(unit: UnitOfWork, vm: VmRow, then: Blueprint) -> None:
+    """Raises InvalidState for a VM that has a volume by now, or QuotaExceeded for one that would
+    be larger than it is."""
     since = [drive.volume.name for drive in vm.drives if drive.volume is not None]
     if since:
         raise InvalidState(
@@ -115,17 +159,13 @@ def _put_back(unit: UnitOfWork, vm: VmRow, row: SnapshotRow, power: lifecycle.Lo
             "nothing of",
             suggestion=f"nexus volume detach {since[0]}, then restore",
         )
-    situation = lifecycle.Situation(vm.name, vm.state, vm.power, vm.boot, not vm.unsettled)
-    wanted = lifecycle.restore(situation, power)
-    vm.power, vm.boot = wanted.power, wanted.boot
-    vm.origin_id, vm.origin_name, vm.origin_boot = row.id, row.name, wanted.boot
-    vm.identity = None
-    # Its disks are as large as they were then.
-    vm.rootfs_size_mib, vm.drives = row.blueprint.rootfs_size_mib, row.blueprint.drives
-    wanting.anew(unit, vm)
-    vm.state, vm.error = wanted.state, None
-    said = f"it is put back to the snapshot {row.name}"
-    unit.event(vm, wanted.state, "restore_requested", said)
+    disk_mib = sum(drive.own_mib for drive in then.every_drive)
+    more = Resources(
+        vcpu=max(0, then.vcpu - vm.vcpu),
+        mem_mib=max(0, then.mem_mib - vm.mem_mib),
+        disk_mib=max(0, disk_mib - vm.disk_mib),
+    )
+    await quotas.admit(unit.session, vm.project, more)
 
 
 async def _check_engine(unit: UnitOfWork, row: SnapshotRow) -> None:
