@@ -140,10 +140,11 @@ class Fleet:
 
         Raises NotFound, Conflict, InvalidState or HostFull; then there is nothing of it.
         """
+        if (kept := self.shelf.find(order.id)) is not None:
+            return _same(kept, order)  # its VM may be gone since
         machine = self.get(order.vm_id)
         async with machine.captures.turn:
-            kept = self.shelf.find(order.id)
-            if kept is not None:
+            if (kept := self.shelf.find(order.id)) is not None:
                 return _same(kept, order)
             with self.shelf.making(order.id) as folder:
                 base = machine.base_of(order)
