@@ -1,18 +1,21 @@
 """Ending machines whose time is up, whether or not a manager is there to say so."""
 
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import anyio
 import anyio.abc
 import structlog
 
 from nexus.agent.attention import Attention
+from nexus.agent.layout import Layout
 from nexus.api.errors import NexusError
 from nexus.api.machines import Machine
 
 LOOK_S = 60.0
 """At the latest: a clock that was set forward is noticed then."""
+KEPT = timedelta(days=7)
+"""How long it is remembered that a VM was ended."""
 AGAIN_S = 5.0
 """When a machine that could not be deleted is tried again."""
 
@@ -22,6 +25,36 @@ log = structlog.get_logger("expiry")
 def is_over(machine: Machine, now: datetime) -> bool:
     """Whether the machine's time is up."""
     return machine.expires_at is not None and now >= machine.expires_at
+
+
+class Ended:
+    """The VMs that were ended because their time was up, on disk.
+
+    Somebody may give a VM more time in the moment in which it ends. Made anew it would have that
+    time and none of its disks, so it is not: it stays gone until the manager has deleted it.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    def note(self, vm_id: str) -> None:
+        """Before anything of it is taken away. A full disk is no reason to keep a VM."""
+        try:
+            self._layout.expired(vm_id).touch()
+        except OSError as error:
+            log.error("not noted that its time is up", vm=vm_id, error=str(error))
+
+    def has(self, vm_id: str) -> bool:
+        return self._layout.expired(vm_id).exists()
+
+    def forget(self, vm_id: str) -> None:
+        self._layout.expired(vm_id).unlink(missing_ok=True)
+
+    def forget_old(self, now: datetime) -> None:
+        """Those of managers that never asked again."""
+        for file in self._layout.expired_dir.iterdir():
+            if file.stat().st_mtime < (now - KEPT).timestamp():
+                file.unlink(missing_ok=True)
 
 
 def next_look_s(machines: Iterable[Machine], now: datetime) -> float:

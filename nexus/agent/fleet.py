@@ -21,7 +21,7 @@ from nexus.agent.errors import (
     disk_failure,
 )
 from nexus.agent.events import Feed
-from nexus.agent.expiry import Expiry, is_over
+from nexus.agent.expiry import Ended, Expiry, is_over
 from nexus.agent.layout import Layout
 from nexus.agent.machine import MachineLife
 from nexus.agent.machine_body import Body
@@ -46,7 +46,8 @@ class Fleet:
         self._tasks = tasks
         self._machines: dict[str, MachineLife] = {}
         self.shelf = Shelf(layout)
-        self._expiry = Expiry(self._wanted, self.delete)
+        self._expiry = Expiry(self._wanted, self._expire)
+        self._ended = Ended(layout)
 
     @classmethod
     @asynccontextmanager
@@ -80,8 +81,15 @@ class Fleet:
                 "which this host already has",
                 suggestion="read the VM again and send its current generation",
             )
+        if machine is None and self._ended.has(desired.id):
+            raise Expired(
+                f"the time of VM {desired.id} was up before it was given more",
+                suggestion="it is gone with its disks: delete it, and make another one",
+            )
         if is_over(desired, datetime.now(UTC)):
-            await self.delete(desired.id)
+            if machine is not None:
+                self._ended.note(desired.id)
+            await self._remove(desired.id)
             raise Expired(
                 f"the time of VM {desired.id} was up at {desired.expires_at}",
                 suggestion="compare the clocks of manager and host (timedatectl)",
@@ -115,6 +123,17 @@ class Fleet:
 
     async def delete(self, vm_id: str) -> None:
         """Removes the machine and all that belongs to it. Succeeds when there is none."""
+        await self._remove(vm_id)
+        self._ended.forget(vm_id)
+
+    async def _expire(self, vm_id: str) -> None:
+        """Removes a machine whose time is up, unless it has been given more at the last moment."""
+        machine = self._machines.get(vm_id)
+        if machine is not None and is_over(machine.desired, datetime.now(UTC)):
+            self._ended.note(vm_id)
+            await self._remove(vm_id)
+
+    async def _remove(self, vm_id: str) -> None:
         machine = self._machines.get(vm_id)
         if machine is not None:
             await machine.delete()
@@ -230,6 +249,7 @@ class Fleet:
     async def _take_up(self) -> None:
         """Finishes deletions, finds living VMMs, and lets every machine go on where it was."""
         self.layout.prepare()
+        self._ended.forget_old(datetime.now(UTC))
         await anyio.to_thread.run_sync(self.shelf.take_up)
         await self.tools.network.restore(self._remembered(), self._tasks)
         for vm_id in self.layout.trashed_ids():

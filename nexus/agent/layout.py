@@ -174,6 +174,17 @@ class Layout:
         return self.run_dir / "trash"
 
     @property
+    def expired_dir(self) -> Path:
+        """A name for each VM that the agent ended by itself, until the manager has it deleted."""
+        return self.run_dir / "expired"
+
+    def expired(self, vm_id: str) -> Path:
+        """Raises ValueError for anything that is not a UUIDv7."""
+        if not is_vm_id(vm_id):
+            raise ValueError(f"not a VM id: {vm_id[:64]!r}")
+        return self.expired_dir / vm_id
+
+    @property
     def volumes_dir(self) -> Path:
         """Disks that outlive their VMs; on the file system of the VMs, which have links to them."""
         return self.run_dir / "volumes"
@@ -234,7 +245,13 @@ class Layout:
     def prepare(self) -> None:
         """Makes the folders, readable by root alone."""
         self.run_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
-        for folder in (self.vms_dir, self.trash_dir, self.volumes_dir, self.snapshots_dir):
+        for folder in (
+            self.vms_dir,
+            self.trash_dir,
+            self.expired_dir,
+            self.volumes_dir,
+            self.snapshots_dir,
+        ):
             folder.mkdir(exist_ok=True, mode=0o700)
 
 
