@@ -10,7 +10,7 @@ from typing import get_args
 
 from nexus.api.vms import VmEvent, VmState
 from nexus.cli.exits import UsageFault
-from nexus.cli.output import as_json, print_json, table
+from nexus.cli.output import Form, as_json, print_json, table
 from nexus.cli.session import Session
 from nexus.client import Client, EventsLost
 
@@ -85,7 +85,11 @@ def _follow(
 
 
 def _tell(session: Session, event: VmEvent) -> None:
-    if session.output == "json":
+    if session.output == "json" and Form.yaml:
+        print("---")
+        print_json(as_json(event))
+        sys.stdout.flush()
+    elif session.output == "json":
         print(json.dumps(as_json(event), ensure_ascii=False), flush=True)
     elif session.output == "name":
         print(event.vm_name, flush=True)

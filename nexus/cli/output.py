@@ -36,16 +36,37 @@ def as_json(value: BaseModel) -> object:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as needed; on a terminal, the widest are cut, never ids."""
+    """Columns as wide as needed; on a terminal, the widest are cut, never ids, and those that find
+    no room are left out."""
     widths = [
         max(cells_of(cells[column]) for cells in (headings, *rows))
         for column in range(len(headings))
     ]
+    shown = list(range(len(headings)))
     if sys.stdout.isatty():
-        widths = fit(headings, widths, shutil.get_terminal_size().columns)
+        shown, widths = squeezed(headings, widths, shutil.get_terminal_size().columns)
     for cells in (headings, *rows):
-        line = (cut(cell, width) for cell, width in zip(cells, widths, strict=True))
+        line = (cut(cells[at], width) for at, width in zip(shown, widths, strict=True))
         print(GAP.join(line).rstrip())
+
+
+def squeezed(
+    headings: Sequence[str], widths: Sequence[int], columns: int
+) -> tuple[list[int], list[int]]:
+    """Which columns a terminal has room for, and how wide each of them is.
+
+    The id goes first, which ``show`` tells as well, then the last ones. What is left of the first
+    column is cut.
+    """
+    shown = list(range(len(headings)))
+    while True:
+        names = [headings[at] for at in shown]
+        fitted = fit(names, [widths[at] for at in shown], columns)
+        if sum(fitted) + len(GAP) * (len(fitted) - 1) <= columns:
+            return shown, fitted
+        if len(shown) == 1:
+            return shown, [max(1, columns)]
+        shown.pop(names.index("ID") if "ID" in names and "NAME" in names else -1)
 
 
 def fit(headings: Sequence[str], widths: Sequence[int], columns: int) -> list[int]:

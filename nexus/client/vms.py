@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import JsonValue
 
+from nexus.api.endings import RestartPolicy
 from nexus.api.vms import LogChunk, LogSource, Vm, VmCreate, VmEvent, VmState, VmUpdate, WaitState
 from nexus.api.why import VmWhy
 from nexus.client.bulk import AsyncBulkCalls, BulkCalls
@@ -20,10 +22,28 @@ if TYPE_CHECKING:
     from nexus.client.sync_client import Client
 
 
-def changes_of(name: str | None, tags: Mapping[str, str] | None) -> VmUpdate:
+Never = Literal["never"]
+
+
+def changes_of(
+    name: str | None,
+    tags: Mapping[str, str] | None,
+    restart_policy: RestartPolicy | None,
+    ttl_s: int | None,
+    expires_at: datetime | Never | None,
+) -> VmUpdate:
     """What an update sends: what was given. Raises ValueError for what no VM can have."""
-    given: dict[str, Any] = {"name": name, "tags": tags}
-    return VmUpdate.model_validate({field: v for field, v in given.items() if v is not None})
+    given: dict[str, Any] = {
+        "name": name,
+        "tags": tags,
+        "restart_policy": restart_policy,
+        "ttl": ttl_s,
+        "expires_at": expires_at,
+    }
+    known = {field: v for field, v in given.items() if v is not None}
+    if expires_at == "never":
+        known["expires_at"] = None
+    return VmUpdate.model_validate(known)
 
 
 class Vms(BulkCalls, DeviceChanges, GuestCalls, SnapshotCalls):
@@ -81,10 +101,14 @@ class Vms(BulkCalls, DeviceChanges, GuestCalls, SnapshotCalls):
         *,
         name: str | None = None,
         tags: Mapping[str, str] | None = None,
+        restart_policy: RestartPolicy | None = None,
+        ttl_s: int | None = None,
+        expires_at: datetime | Never | None = None,
         if_match: str | None = None,
     ) -> Vm:
-        """Renames a VM or replaces all of its tags. Its guest is renamed at its next start."""
-        changes = changes_of(name, tags)
+        """Changes what was given: its name, which its guest gets at its next start, all of its
+        tags, what follows its end, and when it is ended and deleted."""
+        changes = changes_of(name, tags, restart_policy, ttl_s, expires_at)
         return self._client.send(calls.update_vm(ref, changes, if_match))
 
     def start(
@@ -221,10 +245,14 @@ class AsyncVms(AsyncBulkCalls, AsyncDeviceChanges, AsyncGuestCalls, AsyncSnapsho
         *,
         name: str | None = None,
         tags: Mapping[str, str] | None = None,
+        restart_policy: RestartPolicy | None = None,
+        ttl_s: int | None = None,
+        expires_at: datetime | Never | None = None,
         if_match: str | None = None,
     ) -> Vm:
-        """Renames a VM or replaces all of its tags. Its guest is renamed at its next start."""
-        changes = changes_of(name, tags)
+        """Changes what was given: its name, which its guest gets at its next start, all of its
+        tags, what follows its end, and when it is ended and deleted."""
+        changes = changes_of(name, tags, restart_policy, ttl_s, expires_at)
         return await self._client.send(calls.update_vm(ref, changes, if_match))
 
     async def start(

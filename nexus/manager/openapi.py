@@ -75,11 +75,7 @@ def completed(description: dict[str, Any]) -> dict[str, Any]:
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     description["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-    named: set[str] = set()
     for path, method, operation in _operations(description):
-        if operation["operationId"] in named:
-            operation["operationId"] += f"_{method}"
-        named.add(operation["operationId"])
         if path not in OPEN_PATHS:
             operation["security"] = [{"token": []}]
         for parameter in operation.get("parameters", ()):

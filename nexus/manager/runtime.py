@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from nexus.api.errors import BadRequest
 from nexus.manager import etags
 from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
@@ -105,13 +106,20 @@ Nexus = Annotated[Runtime, Depends(runtime_of)]
 
 
 def caller_of(connection: HTTPConnection, principal: Principal, permission: Permission) -> Caller:
-    """Who a unit of work acts for, from a request and its token's owner."""
+    """Who a unit of work acts for, from a request and its token's owner. Raises BadRequest for an
+    ``If-Match`` with nothing that it could be about."""
     state = connection.scope["state"]
+    if_match = etags.read(connection, "if-match")
+    if if_match is not None and not connection.path_params:
+        raise BadRequest(
+            "If-Match says how one thing was seen, and this request names none in its path",
+            suggestion="leave the header away, or send it with requests on the thing itself",
+        )
     return Caller(
         actor=principal.actor,
         project=principal.project,
         request_id=state["request_id"],
         permission=permission,
         claim=state.get("claim"),
-        if_match=etags.read(connection, "if-match"),
+        if_match=if_match,
     )

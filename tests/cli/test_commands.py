@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from nexus.api.endings import LastExit
-from nexus.api.vms import VmError
+from nexus.api.vms import VmError, VmEvent
 from nexus.cli.app import app
 from tests.cli.calling import call, command, done, done_json, environment
 from tests.client.wire import NOW, Wire, make_vm
@@ -253,7 +253,7 @@ def test_events(wire: Wire) -> None:
     assert done(wire, "events", "--after", "2", "-o", "name") == "web\nweb\n"
 
 
-@pytest.mark.parametrize("output", ["json", "table"])
+@pytest.mark.parametrize("output", ["json", "table", "yaml"])
 def test_events_are_followed_line_by_line(wire: Wire, output: str) -> None:
     wire.pruned_to = 2
     with subprocess.Popen(
@@ -267,12 +267,15 @@ def test_events_are_followed_line_by_line(wire: Wire, output: str) -> None:
         assert following.stderr is not None
         if output == "table":
             assert following.stdout.readline().split()[:2] == ["TIME", "VM"]
-        lines = [following.stdout.readline() for _ in range(2)]
+        count = 2 if output != "yaml" else 2 * (len(VmEvent.model_fields) + 1)
+        lines = [following.stdout.readline() for _ in range(count)]
         following.send_signal(signal.SIGINT)
         assert following.wait(30) == 130
         assert "no longer kept" in following.stderr.read()
     if output == "json":
         assert [json.loads(line)["id"] for line in lines] == [3, 4]
+    elif output == "yaml":
+        assert [event["id"] for event in yaml.safe_load_all("".join(lines))] == [3, 4]
     else:
         assert [line.split()[3] for line in lines] == ["r3", "r4"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nexus.cli.output import GAP, cells_of, cut, fit, size
+from nexus.cli.output import GAP, cells_of, cut, fit, size, squeezed
 
 
 def test_columns_shrink_but_ids_do_not() -> None:
@@ -12,6 +12,15 @@ def test_columns_shrink_but_ids_do_not() -> None:
 
 def test_a_terminal_too_narrow_for_ids_shows_them_whole() -> None:
     assert fit(("NAME", "SOURCE", "ID"), (10, 80, 36), 20) == [10, 6, 36]
+
+
+def test_what_finds_no_room_is_left_out() -> None:
+    headings, widths = ("NAME", "STATE", "SOURCE", "ID"), (10, 7, 80, 36)
+    assert squeezed(headings, widths, 140) == ([0, 1, 2, 3], [10, 7, 80, 36])
+    assert squeezed(headings, widths, 60) == ([0, 1, 2], [10, 7, 39])
+    assert squeezed(headings, widths, 22) == ([0, 1], [10, 7])
+    assert squeezed(headings, widths, 8) == ([0], [8])
+    assert squeezed(("ID", "SOURCE"), (36, 50), 40) == ([0], [36])
 
 
 def test_sizes_have_units() -> None:

@@ -171,6 +171,9 @@ def test_an_update_sends_what_was_given(client: Client, wire: Wire) -> None:
     vm, etag = client.vms.get_with_etag("web")
     assert client.vms.update("web", tags={}, if_match=etag).name == "web"
     assert client.vms.update("web", name="new").id == vm.id
+    client.vms.update("new", restart_policy="always", ttl_s=60)
+    client.vms.update("new", expires_at="never")
+    assert wire.bodies[-2:] == [{"restart_policy": "always", "ttl": 60}, {"expires_at": None}]
     with pytest.raises(ChangedError, match="it has changed"):
         client.vms.update("new", tags={"a": "1"}, if_match='"other"')
     with pytest.raises(ValueError, match="name"):

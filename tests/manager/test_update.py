@@ -156,3 +156,14 @@ async def test_an_image_is_deleted_as_it_was_seen(manager: Manager) -> None:
     assert refused.status_code == 412
     answer = await manager.http.delete("/v1/images/mine", headers={"if-match": etag})
     assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("path", ["/v1/vms", "/v1/vms/actions", "/v1/volumes", "/v1/templates"])
+async def test_what_names_nothing_cannot_be_compared(sqlite_manager: Manager, path: str) -> None:
+    bodies = {
+        "/v1/vms/actions": {"action": "pause", "ids": ["web"]},
+        "/v1/volumes": {"name": "data", "size_mib": 1},
+    }
+    body = bodies.get(path, {"name": "web"})
+    answer = await sqlite_manager.http.post(path, json=body, headers={"if-match": "*"})
+    assert (answer.status_code, answer.json()["error"]) == (400, "bad_request")

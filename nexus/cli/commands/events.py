@@ -35,7 +35,7 @@ def events(
     """Tell what happened to VMs: of one VM everything, of all VMs the last 24 hours.
 
     With -f it goes on, through restarts of the manager, until Ctrl-C; json is then one event a
-    line.
+    line, yaml one document an event.
 
     Examples: nexus events web; nexus events -f -o json; nexus events --since 2h --state error
     """

@@ -39,12 +39,6 @@ class ProxyBound:
         await self.app(scope, receive, send)
 
 
-@router.api_route(
-    "/{ref}/firecracker/{path:path}",
-    methods=["GET", "PUT", "PATCH"],
-    response_class=Response,
-    operation_id="firecracker",
-)
 async def relay(
     ref: VmRef, path: str, request: Request, nexus: Nexus, principal: Operator
 ) -> Response:
@@ -70,6 +64,16 @@ async def relay(
         answer.content,
         status_code=answer.status,
         media_type=answer.headers.get("content-type"),
+    )
+
+
+for _method in ("GET", "PUT", "PATCH"):
+    router.add_api_route(
+        "/{ref}/firecracker/{path:path}",
+        relay,
+        methods=[_method],
+        response_class=Response,
+        operation_id=f"firecracker_{_method.lower()}",
     )
 
 
