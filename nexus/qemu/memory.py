@@ -76,7 +76,11 @@ def fresh(size_bytes: int, *, huge: bool) -> Memory:
     if huge:
         flags |= os.MFD_HUGETLB | os.MFD_HUGE_2MB
     fd = os.memfd_create("nexus-memory", flags)
-    os.ftruncate(fd, size_bytes)
+    try:
+        os.ftruncate(fd, size_bytes)
+    except OSError:
+        os.close(fd)
+        raise
     return Memory(fd, size_bytes, private=False)
 
 
@@ -85,9 +89,15 @@ def of_snapshot(path: str, size_bytes: int, *, huge: bool, discards: bool) -> Me
 
     The file must stay as it is for as long as the machine runs. QEMU (until 8.2) opens it for
     writing, although nothing is written to a private mapping, and takes what a balloon *discards*
-    out of the file itself: a machine with a balloon gets a copy, and so do a QEMU that may not open
-    the file that way and memory in huge pages.
+    out of the file itself: a machine with a balloon gets a copy, and so does a QEMU that may not
+    open the file that way. Memory in huge pages cannot come from a file, as with Firecracker.
     """
+    if huge:
+        raise Fault(
+            f"{_LOAD}Cannot restore hugetlbfs backed snapshot by mapping the memory file. Please "
+            "use uffd.",
+            fatal=True,
+        )
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
@@ -101,9 +111,9 @@ def of_snapshot(path: str, size_bytes: int, *, huge: bool, discards: bool) -> Me
                 f"snapshot's machine {size_bytes}.",
                 fatal=True,
             )
-        if not huge and not discards and os.access(path, os.W_OK, effective_ids=True):
+        if not discards and os.access(path, os.W_OK, effective_ids=True):
             return Memory(os.dup(fd), size_bytes, private=True)
-        memory = fresh(size_bytes, huge=huge)
+        memory = fresh(size_bytes, huge=False)
         _clone(fd, memory.fd, size_bytes)
         return memory
     except OSError as error:

@@ -100,3 +100,9 @@ def test_memory_that_nobody_maps_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(Fault, match="does not map all"):
         loaded.save(str(tmp_path / "full"), os.getpid(), changes_only=False)
     loaded.close()
+
+
+def test_memory_in_huge_pages_does_not_come_from_a_file(tmp_path: Path) -> None:
+    with pytest.raises(Fault, match="Cannot restore hugetlbfs backed snapshot") as refused:
+        memory.of_snapshot(str(snapshot(tmp_path, {1})), SIZE, huge=True, discards=False)
+    assert refused.value.fatal
