@@ -106,6 +106,22 @@ def test_limits_and_balloon_while_it_runs(
     assert '"net_eth0"' in metrics
     assert '"block_rootfs"' in metrics
 
+    # A clone's balloon takes memory from the clone, and nothing out of the snapshot.
+    vmm.must("PATCH", "/vm", {"state": "Paused"})
+    files = {"snapshot_path": "snap", "mem_file_path": "mem"}
+    vmm.must("PUT", "/snapshot/create", files)
+    vmm.end()
+    before = (tmp_path / "mem").read_bytes()
+    (tmp_path / "api.sock").unlink()
+    clone = start(tmp_path, "--api-sock", "api.sock")
+    memory = {"backend_type": "File", "backend_path": "mem"}
+    load = {"snapshot_path": "snap", "mem_backend": memory, "resume_vm": True}
+    clone.must("PUT", "/snapshot/load", load)
+    clone.must("PATCH", "/balloon", {"amount_mib": 48})
+    while clone.must("GET", "/balloon/statistics")["actual_mib"] != 48:
+        pass
+    assert (tmp_path / "mem").read_bytes() == before
+
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_qemu_never_outlives_its_vmm(
