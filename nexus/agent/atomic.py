@@ -45,6 +45,10 @@ def write_often(path: Path, data: bytes) -> None:
     with a rename in ext4, the new text is on its way to the disk before it gets the name. A reader
     must not hold the file open over two changes.
     """
+    if not path.exists():
+        # There is nothing to remove, so nothing to wait for.
+        write_atomically(path, data)
+        return
     spare = path.with_name(f".{path.name}.spare")
     descriptor = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -60,11 +64,11 @@ def write_often(path: Path, data: bytes) -> None:
 
 
 def _exchange(spare: Path, path: Path) -> None:
-    """Renames each to the other; where there is no file yet, or no such call, only the spare."""
+    """Renames each to the other; where that is not known, only the spare."""
     given = _AT_FDCWD, os.fsencode(spare), _AT_FDCWD, os.fsencode(path), _RENAME_EXCHANGE
     if _libc.renameat2(*given) == 0:
         return
     failed = ctypes.get_errno()
-    if failed not in (errno.ENOENT, errno.EINVAL, errno.ENOSYS):
+    if failed not in (errno.EINVAL, errno.ENOSYS):
         raise OSError(failed, os.strerror(failed), os.fspath(path))
     spare.replace(path)
