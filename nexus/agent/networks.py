@@ -64,6 +64,8 @@ class Networks:
         self._errors: dict[str, NetworkError] = {}
         """Why some of it is not so."""
         self._names = NameService(layout.dhcp_dir)
+        self._is_up = False
+        """Whether this agent has brought the host's own network up."""
         self._segments: dict[str, Segment] = {}
         """The networks that this host has, by id."""
         self._bridges: set[str] = set()
@@ -110,7 +112,6 @@ class Networks:
                 self._firewall.know(machine.id, self._ports(machine, lenient=True))
                 self._names.admit(machine.id, machine.name, _clients(machine))
             await self._make(wanted, surveys, errors)
-            await anyio.to_thread.run_sync(self._home.bring_up)
             errors.update(await self._names.serve(self._services(wanted)))
         self._note(wanted, errors)
         for network_id, why in errors.items():
@@ -175,8 +176,12 @@ class Networks:
             self._route_loopback(wanted.forwards)
             await self._firewall.replace(self._all_segments(), wanted.forwards)
         except NetworkFailed as refused:
+            log.error("the rules are not written", error=refused.message)
             errors.update({spec.id: refused for spec in wanted.networks})
             return
+        if not self._is_up:
+            await anyio.to_thread.run_sync(self._home.bring_up)
+            self._is_up = True
         failed = await anyio.to_thread.run_sync(self._make_bridges, wanted, surveys)
         errors.update(failed)
         for network_id in failed:
