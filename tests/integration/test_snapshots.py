@@ -41,7 +41,7 @@ def test_clones_go_on_and_so_does_their_vm(
     before = machine_state(installation.data)
     shelf = installation.data / "fc" / "snapshots"
     with installation.http() as http, client_of(installation) as client:
-        body = {"name": "first", "kernel": "tiny", "mem_mib": 32}
+        body = {"name": "first", "kernel": "tiny", "mem_mib": 32, "track_dirty_pages": True}
         vm = http.post("/v1/vms?wait=running", json=body).json()["item"]
         log = installation.data / "fc" / "vms" / vm["id"] / "console.log"
         wait_for("it is up", lambda: "ready" in log.read_text())
@@ -70,13 +70,20 @@ def test_clones_go_on_and_so_does_their_vm(
         # Out into a file and in again: what is made of it goes on all the same.
         archive = tmp_path / "base.tar"
         installation.cli("snapshot", "export", "base", str(archive))
-        client.snapshots.delete("base")
+        # What changed since it was put back, made whole when what it was put back to goes.
+        diff = client.vms.snapshot("first", name="diff", kind="diff")
+        assert (diff.state, diff.parent_id, diff.needs_parent) == ("ready", taken["id"], True)
+        client.snapshots.delete("base", merge=True)
+        assert not client.snapshots.get("diff").needs_parent
+        (of_diff,) = client.snapshots.clone("diff", SnapshotClone(name="of-diff"), wait="running")
+        assert counted(client, installation, of_diff.id) > 0
+
         installation.cli("snapshot", "import", str(archive), "--name", "again")
         (late,) = client.snapshots.clone("again", SnapshotClone(name="late"), wait="running")
         assert counted(client, installation, late.id) > 0
 
-        installation.cli("rm", "-f", "first", "job-1", "late")
-        assert installation.cli("snapshot", "rm", "again") == "again\n"
+        installation.cli("rm", "-f", "first", "job-1", "late", "of-diff")
+        assert installation.cli("snapshot", "rm", "again", "diff") == "again\ndiff\n"
         assert list(shelf.iterdir()) == []
         assert counted(client, installation, clones[1]["id"]) > 0, "clones stay"
         installation.cli("rm", "-f", "job-2", "job-3")

@@ -221,7 +221,13 @@ async def test_chains(sqlite_manager: Manager, agent: AgentDouble) -> None:
     assert (await refused(manager, "DELETE", "/v1/snapshots/diff"))[1] == "in_use"
     gone = await manager.http.delete("/v1/snapshots/diff?wait=deleted&merge=true")
     assert gone.status_code == 200, gone.text
-    assert not (await shown(manager, "third"))["needs_parent"]
+    third = await shown(manager, "third")
+    assert not third["needs_parent"]
+    # A clone's first diff is to what it was loaded from.
+    cloned = "/v1/snapshots/third/instantiate?wait=running"
+    assert (await manager.http.post(cloned, json={"name": "twin"})).status_code == 201
+    of_clone = await take(manager, "twin", name="twins", kind="diff")
+    assert (of_clone["vm_name"], of_clone["parent_id"]) == ("twin", third["id"])
 
 
 async def test_deleted_while_it_is_taken(sqlite_manager: Manager, agent: AgentDouble) -> None:

@@ -31,6 +31,8 @@ log = structlog.get_logger("pipeline.snapshots")
 
 POLL_S = 1.0
 """The price of a lost hint."""
+LOOK_S = 30.0
+"""How often hosts are asked which diffs they have made whole since."""
 PARALLEL = 4
 """Captures and deletions at once: each of them keeps a disk busy."""
 FETCH = 32
@@ -64,6 +66,7 @@ class SnapshotPipeline:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._renew)
+                tasks.start_soon(self._follow_merges)
                 while True:
                     self._wake = anyio.Event()
                     for row in await self._fetch():
@@ -165,6 +168,19 @@ class SnapshotPipeline:
                     known = await session.get(SnapshotRow, diff.id, with_for_update=True)
                     if known is not None and known.state == "ready":
                         known.held, known.needs_parent = held, held.needs_parent
+
+    async def _follow_merges(self) -> None:
+        partial = select(SnapshotRow).where(
+            SnapshotRow.needs_parent.is_(True), SnapshotRow.state == "ready"
+        )
+        while True:
+            await anyio.sleep(LOOK_S)
+            try:
+                async with self.db.read() as session:
+                    diffs = (await session.scalars(partial)).all()
+                await self.look_at(diffs)
+            except (SQLAlchemyError, OSError):
+                log.exception("the database does not answer; trying again")
 
     async def _apply(
         self, session: AsyncSession, row: SnapshotRow, outcome: Outcome, now: datetime

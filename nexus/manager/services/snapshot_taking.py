@@ -123,18 +123,29 @@ async def _made_up(session: AsyncSession, vm: VmRow, at: datetime, snapshot_id: 
 
 
 async def _parent_of(session: AsyncSession, vm: VmRow) -> SnapshotRow:
-    """What a diff is the difference to: the VM's last snapshot, of the boot that runs now."""
+    """What a diff is the difference to: the VM's last snapshot of the boot that runs now, or the
+    one that this boot was loaded from. The host knows best, and refuses any other."""
     if not vm.track_dirty_pages:
         raise InvalidState(
             f"VM {vm.name!r} does not keep track of what changes in its memory",
             suggestion="take a full one, or make VMs with track_dirty_pages (--track-dirty)",
         )
-    query = select(SnapshotRow).where(SnapshotRow.vm_id == vm.id, SnapshotRow.state == "ready")
-    last = await session.scalar(query.order_by(SnapshotRow.id.desc()).limit(1).with_for_update())
-    taken_at = last.held.taken_at if last is not None and last.held is not None else None
-    if last is None or taken_at is None or (vm.started_at and taken_at < vm.started_at):
-        raise InvalidState(
-            f"VM {vm.name!r} has no snapshot of this boot that a diff could be made to",
-            suggestion=f"take a full one first: nexus snapshot create {vm.name}",
-        )
-    return last
+    ready = select(SnapshotRow).where(SnapshotRow.state == "ready").with_for_update()
+    of_vm = ready.where(SnapshotRow.vm_id == vm.id).order_by(SnapshotRow.id.desc()).limit(1)
+    last = await session.scalar(of_vm)
+    if last is not None and _is_of_this_boot(last, vm):
+        return last
+    if vm.origin is not None and vm.origin.boot == vm.boot:
+        loaded_from = await session.scalar(ready.where(SnapshotRow.id == vm.origin.id))
+        if loaded_from is not None:
+            return loaded_from
+    raise InvalidState(
+        f"VM {vm.name!r} has no snapshot of this boot that a diff could be made to",
+        suggestion=f"take a full one first: nexus snapshot create {vm.name}",
+    )
+
+
+def _is_of_this_boot(row: SnapshotRow, vm: VmRow) -> bool:
+    if row.held is None:
+        return False
+    return vm.started_at is None or row.held.taken_at >= vm.started_at
