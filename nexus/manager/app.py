@@ -21,6 +21,7 @@ from nexus.manager.feed import EventFeed
 from nexus.manager.idempotency import Idempotency, prune_for_ever
 from nexus.manager.pipelines import leases, retention
 from nexus.manager.pipelines.builds import BuildPipeline
+from nexus.manager.pipelines.contents import sweep_contents
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.hosts import HostPipeline
 from nexus.manager.pipelines.networks import NetworkPush
@@ -221,6 +222,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             tasks.start_soon(runtime.feed.run)
             tasks.start_soon(retention.run, runtime.db, runtime.settings.events_keep_days)
             tasks.start_soon(sweep_uploads, runtime.uploads)
+            tasks.start_soon(sweep_contents, runtime.images)
             tasks.start_soon(runtime.expiry.run)
             tasks.start_soon(runtime.rollout_pipeline.run)
             tasks.start_soon(runtime.preboot_pipeline.run)

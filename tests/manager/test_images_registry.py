@@ -17,6 +17,7 @@ from nexus.manager.config import Settings
 from nexus.manager.db.columns import StoredImage
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, ImageRow, VmRow
+from nexus.manager.pipelines.contents import sweep_contents
 from nexus.manager.services.images import Images
 from nexus.manager.uow import Caller
 from tests.images import kernels
@@ -189,6 +190,24 @@ async def test_content_without_a_name_is_swept_but_not_what_vms_use(
     images.store.import_file(orphan)
     assert await images.sweep() == 1
     assert kept(images) == {used.sha256}
+
+
+async def test_content_that_only_a_vm_needed_goes_after_it(images: Images, db: Database) -> None:
+    old = await add(images, "kernel", kernels.bzimage(), "kernel")
+    vm_id = await make_vm(db, old)
+    new = await add(images, "new", kernels.elf(), "kernel")
+    async with db.write() as session:
+        (await session.get_one(ImageRow, old.id)).sha256 = new.sha256
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(sweep_contents, images, 0.01)
+        assert await images.sweep() == 0
+        async with db.write() as session:
+            await session.delete(await session.get(VmRow, vm_id))
+        with anyio.fail_after(30):
+            while old.sha256 in kept(images):
+                await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert kept(images) == {new.sha256}
 
 
 async def test_content_swept_during_a_registration_is_stored_again(

@@ -89,9 +89,6 @@ class BuildPipeline:
             async with self._db.write() as session:
                 await leases.drop_all(session, ImageBuildRow)
             await to_thread.run_sync(shutil.rmtree, self._folder, True)
-        removed = await self._images.sweep()
-        if removed:
-            log.info("removed content that nothing refers to", contents=removed)
         async with anyio.create_task_group() as tasks:
             while True:
                 self._hinted = anyio.Event()

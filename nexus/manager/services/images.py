@@ -260,10 +260,11 @@ class Images:
 
     async def discard(self, suspects: set[str]) -> int:
         """Removes those of ``suspects`` that nothing refers to. Only while holding the turn."""
-        if not suspects:
-            return 0
         async with self.db.read() as session:
-            needed = set(await session.scalars(select(ImageRow.sha256)))
+            unnamed = suspects - set(await session.scalars(select(ImageRow.sha256)))
+            if not unnamed:
+                return 0
+            needed: set[str] = set()
             kept = select(VmRow.kernel, VmRow.initrd, VmRow.rootfs, VmRow.drives)
             for *contents, drives in await session.execute(kept):
                 contents += [drive.image for drive in drives]
@@ -274,9 +275,9 @@ class Images:
                 needed |= {image.sha256 for image in blueprint.images}
             begun = await session.scalars(select(VolumeRow.image))
             needed |= {image.sha256 for image in begun if image is not None}
-        for sha256 in suspects - needed:
+        for sha256 in unnamed - needed:
             await to_thread.run_sync(self.store.remove, sha256)
-        return len(suspects - needed)
+        return len(unnamed - needed)
 
 
 def check_name(name: str) -> None:
