@@ -7,7 +7,7 @@ at the next one. Captures and loads alternate, so that no recovery passes the po
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -17,6 +17,7 @@ from nexus.agent.faults import POINTS
 from nexus.api.machines import Blob, Machine, MachineStatus
 from nexus.api.origins import Origin
 from nexus.api.snapshots import HostSnapshot, SnapshotOrder
+from tests.agent.forking import ForkedAgent
 from tests.agent.harness import Agent, until
 from tests.agent.snapshots import capture, clone, count, order, put, remove
 
@@ -33,6 +34,15 @@ CAPTURES = (
 )
 LOADS = ("after_spawn", "load_placed", "load_ready", "load_loaded")
 REST = ("load_placing", "snapshot_merged", "snapshot_going")
+
+
+@pytest.fixture
+def agent(firecracker_binary: Path) -> Iterator[Agent]:
+    agent = ForkedAgent(FC_BINARY=str(firecracker_binary))
+    try:
+        yield agent.start()
+    finally:
+        agent.close()
 
 
 def test_every_point_is_walked() -> None:
@@ -97,8 +107,12 @@ class Walk:
         assert (status.state, status.exit_cause) == ("stopped", "crashed")
         change = {"boot": status.boot + 1, "generation": self.source.generation + 1}
         self.source = self.source.model_copy(update=change)
+        greeted = self.greetings()
         assert self.agent.put(self.source).state == "running"
-        self.agent.type(self.source.id, b"x")
+        until("it is up again", lambda: self.greetings() > greeted)
+
+    def greetings(self) -> int:
+        return "".join(self.agent.console(self.source.id)).count("tiny ready")
 
 
 def settled(status: MachineStatus) -> MachineStatus | None:

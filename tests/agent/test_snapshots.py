@@ -17,6 +17,7 @@ from nexus.api.machines import Blob, Machine, MachineStatus
 from nexus.api.origins import Origin
 from nexus.api.snapshots import HostSnapshot
 from nexus.ids import new_id
+from tests.agent.forking import ForkedAgent
 from tests.agent.harness import Agent, until
 from tests.agent.snapshots import capture, clone, count, order, put, remove
 
@@ -25,7 +26,7 @@ pytestmark = [pytest.mark.firecracker, pytest.mark.root]
 
 @pytest.fixture(scope="module")
 def agent(firecracker_binary: Path) -> Iterator[Agent]:
-    agent = Agent(FC_BINARY=str(firecracker_binary))
+    agent = ForkedAgent(FC_BINARY=str(firecracker_binary))
     try:
         yield agent.start()
     finally:

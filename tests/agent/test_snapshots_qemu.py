@@ -11,6 +11,7 @@ import pytest
 from nexus.agent.identity import machine_id
 from nexus.api.machines import Machine, MachineStatus
 from nexus.api.origins import Origin
+from tests.agent.forking import ForkedAgent
 from tests.agent.harness import Agent, until
 from tests.agent.snapshots import capture, clone
 from tests.parts import LinuxImages
@@ -30,7 +31,7 @@ done &
 
 @pytest.fixture(scope="module")
 def agent() -> Iterator[Agent]:
-    agent = Agent(NEXUS_ENGINE="qemu")
+    agent = ForkedAgent(NEXUS_ENGINE="qemu")
     try:
         yield agent.start()
     finally:
