@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from nexus.api.archives import END, MANIFEST, META, entry, header
-from tests.manager.hostile import BAD_BODIES, BAD_REFS, BAD_VM_FIELDS, HUGE, JSON, Hostile
+from tests.manager.hostile import BAD_BODIES, BAD_REFS, HUGE, JSON, Hostile
 from tests.manager.hostile_guests import OCTETS
+from tests.manager.hostile_vms import BAD_VM_FIELDS
 
 BAD_SNAPSHOTS: list[Any] = [
     {"name": "../x"}, {"name": "A"}, {"name": "x" * 64}, {"name": 1}, {"name": ["a"]},

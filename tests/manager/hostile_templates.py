@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from tests.manager.hostile import BAD_BODIES, BAD_REFS, BAD_VM_FIELDS, JSON, Hostile
+from tests.manager.hostile import BAD_BODIES, BAD_REFS, JSON, Hostile
+from tests.manager.hostile_vms import BAD_VM_FIELDS
 
 BAD_TEMPLATES: list[Any] = [
     {}, {"name": "../x"}, {"name": "A"}, {"name": "x" * 64}, {"name": 1}, {"name": None},

@@ -23,8 +23,10 @@ from nexus.manager.db.session import Database
 from nexus.manager.security import OPEN_PATHS, declared
 from tests.manager.hostile import MALFORMED, Hostile, hostile_requests
 from tests.manager.hostile_guests import guest_requests
+from tests.manager.hostile_images import image_requests
 from tests.manager.hostile_snapshots import snapshot_requests
 from tests.manager.hostile_templates import template_requests
+from tests.manager.hostile_vms import vm_requests
 from tests.manager.hostile_volumes import volume_requests
 from tests.manager.rows import host_row, image_row, vm_row
 
@@ -149,6 +151,8 @@ def problem(status: int, headers: dict[str, str], body: bytes, method: str) -> s
 def test_hostile_requests_get_4xx_and_change_nothing(manager: Manager) -> None:
     requests = [
         *hostile_requests(VICTIM, manager.image_id),
+        *vm_requests(VICTIM),
+        *image_requests(),
         *guest_requests(VICTIM),
         *template_requests(),
         *snapshot_requests(VICTIM),
