@@ -23,6 +23,8 @@ from nexus.api.snapshots import HostSnapshot
 
 PATIENCE_S = 5.0
 """How long a guest may say nothing before it is taken for one without an agent."""
+RESTS_S = (0.0, 5.0, 15.0, 30.0)
+"""Before each try; one that is called ``absent`` may still turn up."""
 AGAIN_S = 0.005
 SELDOM_S = 0.1
 

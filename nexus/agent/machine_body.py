@@ -55,7 +55,8 @@ class Body:
         self._captures = Captures()
         self._taken: str | None = None
         """The last snapshot of this boot, once it was taken whole."""
-        self._introducing = False
+        self._introducing: Record | None = None
+        """Of the boot whose guest is being told who it is."""
         self._images = ImagesOfOne(tools.fetcher, tools.store)
         self._layout = layout
         self._tools = tools

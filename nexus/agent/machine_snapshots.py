@@ -1,5 +1,6 @@
 """Captures of a VM between two steps of its life, and what a guest is told that came of one."""
 
+import anyio
 import structlog
 
 from nexus.agent import capture, disks, faults, identity, tuning
@@ -8,6 +9,7 @@ from nexus.agent.identity import KnownAs
 from nexus.agent.layout import SnapshotPaths
 from nexus.agent.machine_start import Begun
 from nexus.agent.record import Record
+from nexus.api.origins import Identity
 from nexus.api.snapshots import SnapshotOrder
 
 log = structlog.get_logger("machine")
@@ -96,23 +98,42 @@ class Captured(Begun):
         """Has a guest that was loaded told who it is, once it runs. Nobody waits for that."""
         record = self.record
         waits = record.identity is not None and record.identity.state == "pending"
-        if not waits or not self._runs() or self.paused or self._introducing:
+        if not waits or not self._runs() or self.paused or self._introducing is record:
             return
         if self._tasks is not None and record.known_as is not None:
-            self._introducing = True
+            self._introducing = record
             self._tasks.start_soon(self._tell_identity, record, record.known_as)
 
     async def _tell_identity(self, record: Record, known_as: KnownAs) -> None:
+        """Until it was told, or says nothing for good: a guest may have been captured while it
+        booted, or its host may have more to do than it can."""
         try:
-            told = await identity.tell(
-                self.paths.vsock, self.desired, known_as, self._captures.still
-            )
+            for rest_s in identity.RESTS_S:
+                await anyio.sleep(rest_s)
+                if not self._listens(record):
+                    return
+                told = await identity.tell(
+                    self.paths.vsock, self.desired, known_as, self._captures.still
+                )
+                if told.state != "applied" and not self._listens(record):
+                    return  # it is told when it goes on
+                if record is not self.record:
+                    return
+                self._learn(told)
+                if told.state != "absent":
+                    return
         finally:
-            self._introducing = False
-        if record is self.record and not (self.paused and told.state != "applied"):
-            record.identity = told
-            if told.state == "applied":
-                record.known_as = None
-            self._note()
-            log.info("identity", vm=self.id, state=told.state, message=told.message)
-            self._publish(self)
+            if self._introducing is record:
+                self._introducing = None
+
+    def _listens(self, record: Record) -> bool:
+        """Whether the guest of that boot can be spoken to."""
+        return record is self.record and self._runs() and not self.paused
+
+    def _learn(self, told: Identity) -> None:
+        self.record.identity = told
+        if told.state == "applied":
+            self.record.known_as = None
+        self._note()
+        log.info("identity", vm=self.id, state=told.state, message=told.message)
+        self._publish(self)
