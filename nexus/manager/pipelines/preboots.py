@@ -273,9 +273,10 @@ class PrebootPipeline:
         """Nothing is to be done, for some time or until somebody says that there is."""
         async with change(self.db, _caller(row), "preboot.step", target=row.id) as unit:
             held = await _held(unit.session, row)
-            held.unsettled = for_s is not None
-            held.next_attempt_at = unit.at + timedelta(seconds=for_s or 0)
             leases.release(held)
+            if _is_as_seen(held, row):
+                held.unsettled = for_s is not None
+                held.next_attempt_at = unit.at + timedelta(seconds=for_s or 0)
 
     async def _let_go(self, row: PrebootRow) -> None:
         """Removes the VM and the snapshot, and the row when nobody needs them any more."""
@@ -317,9 +318,11 @@ class PrebootPipeline:
     async def _later(self, row: PrebootRow, after_s: float) -> None:
         async with self.db.write() as session:
             held = await leases.held(session, PrebootRow, row.id, row.lease_token or "")
-            if held is not None:
+            if held is None:
+                return
+            leases.release(held)
+            if _is_as_seen(held, row):
                 held.next_attempt_at = datetime.now(UTC) + timedelta(seconds=after_s)
-                leases.release(held)
 
     def _tell(self, vm: VmRow | None) -> None:
         if vm is not None:
@@ -334,6 +337,12 @@ def _become(row: PrebootRow, state: str, now: datetime) -> None:
     row.state = state  # type: ignore[assignment]
     row.updated_at, row.next_attempt_at = now, now
     leases.release(row)
+
+
+def _is_as_seen(held: PrebootRow, row: PrebootRow) -> bool:
+    """Whether nobody has asked for another look since this one began; whoever does writes the time
+    into the row, and must not find it laid to rest by one that saw things as they were before."""
+    return held.next_attempt_at == row.next_attempt_at
 
 
 async def _held(session: AsyncSession, row: PrebootRow) -> PrebootRow:

@@ -127,7 +127,8 @@ async def _check_room(
     if more == Resources():
         return
     await quotas.admit(session, vm.project, more)
-    host = await session.get_one(HostRow, vm.host_id, with_for_update=True)
+    # Not locked: hosts are locked before VMs elsewhere, and here the VM is locked already.
+    host = await session.get_one(HostRow, vm.host_id)
     promised = await session.scalar(select(func.sum(VmRow.mem_mib)).where(VmRow.host_id == host.id))
     left = int(host.capacity.mem_mib * overcommit) - int(promised or 0)
     if more.mem_mib > left:

@@ -54,6 +54,9 @@ class Rollouts:
         try:
             async with change(self.db, caller, "rollout.create") as unit:
                 template = await templates.find(unit.session, caller.project, ref, lock=True)
+                # The unique index decides; but an insert that waits for it would stand in the way
+                # of the worker for which it waits.
+                await _check_none_active(unit.session, template)
                 version = await templates.find_version(
                     unit.session, template, request.version or template.version
                 )
@@ -121,6 +124,9 @@ class Rollouts:
                         member.state, member.message = wanted, None
                         if wanted == "skipped":
                             member.message, member.ended_at = "the rollout ended before", unit.at
+                if row.state not in rollout_plan.ACTIVE:
+                    template = await unit.session.get_one(TemplateRow, row.template_id)
+                    await _check_none_active(unit.session, template)
                 row.state, row.updated_at = state, unit.at
                 row.reason = f"{_SAID[action]} by {caller.actor}"
                 row.unsettled, row.next_attempt_at, row.rest_until = True, unit.at, None
@@ -179,6 +185,20 @@ class Rollouts:
         return Page(
             items=[_to_member(member) for member in found[:limit]],
             next_cursor=found[limit - 1].vm_id if len(found) > limit else None,
+        )
+
+
+async def _check_none_active(session: AsyncSession, template: TemplateRow) -> None:
+    """Raises Conflict while a rollout of a template, which is locked, is not at its end."""
+    query = select(RolloutRow.id).where(
+        RolloutRow.template_id == template.id, RolloutRow.state.in_(rollout_plan.ACTIVE)
+    )
+    active = await session.scalar(query.limit(1))
+    if active is not None:
+        raise Conflict(
+            f"another rollout of template {template.name!r} is not at its end",
+            suggestion=f"nexus rollout show {active}; then: nexus rollout resume, cancel or "
+            f"rollback {active}",
         )
 
 

@@ -292,7 +292,8 @@ async def find(session: AsyncSession, project: str, ref: str, *, lock: bool = Fa
     """A template's row by id or name. Raises NotFound."""
     query = select(TemplateRow).where(TemplateRow.project == project)
     if lock:
-        query = query.with_for_update()
+        # Not against those who only rely on its being there, as rows of rollouts do.
+        query = query.with_for_update(key_share=True)
     row = (await session.scalars(query.where(TemplateRow.id == ref))).one_or_none()
     if row is None:
         row = (await session.scalars(query.where(TemplateRow.name == ref))).one_or_none()
@@ -302,16 +303,18 @@ async def find(session: AsyncSession, project: str, ref: str, *, lock: bool = Fa
 
 
 async def _check_idle(session: AsyncSession, template: TemplateRow) -> None:
-    """Raises InUse while a rollout of a template is not at its end."""
-    query = select(RolloutRow.id).where(
-        RolloutRow.template_id == template.id, RolloutRow.state.in_(rollout_plan.ACTIVE)
-    )
-    active = await session.scalar(query.limit(1))
-    if active is not None:
-        raise InUse(
-            f"a rollout of template {template.name!r} is not at its end",
-            suggestion=f"nexus rollout cancel {active}",
-        )
+    """Raises InUse while a rollout of a template is not at its end; else none begins any more.
+
+    Locks the rows of those that ended, which go with the template: their worker locks its row
+    first and the template after it.
+    """
+    query = select(RolloutRow).where(RolloutRow.template_id == template.id).order_by(RolloutRow.id)
+    for row in await session.scalars(query.with_for_update()):
+        if row.state in rollout_plan.ACTIVE:
+            raise InUse(
+                f"a rollout of template {template.name!r} is not at its end",
+                suggestion=f"nexus rollout cancel {row.id}",
+            )
 
 
 async def find_version(session: AsyncSession, row: TemplateRow, number: int) -> TemplateVersionRow:
