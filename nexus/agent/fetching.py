@@ -4,7 +4,6 @@ What was received before a failure, or before the agent was killed, is not sent 
 runs for a host that shares its store with the manager.
 """
 
-import os
 from collections.abc import Callable, Iterable, Set
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from nexus.agent.eviction import evict
 from nexus.agent.manager_images import ManagerImages
 from nexus.api.blobs import BlobMap
 from nexus.api.machines import Blob
-from nexus.images import incoming, sparse
+from nexus.images import incoming, room, sparse
 from nexus.images.errors import BadImage, StoreError
 from nexus.images.incoming import Incoming
 from nexus.images.store import Store
@@ -30,8 +29,6 @@ ATTEMPTS = 4
 REST_FIRST_S = 0.5
 LOOK_S = 5.0
 """How often a transfer looks whether anybody still wants it."""
-SPARE_BYTES = 64 << 20
-"""What is left free on the store's disk: VMs need some as well."""
 
 T = TypeVar("T")
 
@@ -196,8 +193,7 @@ class Fetcher:
         incoming.clear(self._store, keep | self._fetches.keys())
         held = self._store.held()
         # What was received of it already needs no more room.
-        free = _free_bytes(self._store.root) + _allocated(incoming.file_of(self._store, sha256))
-        free -= SPARE_BYTES
+        free = room.left(self._store.root) + _allocated(incoming.file_of(self._store, sha256))
         if self._limit_bytes is not None:
             taken = sum(blob.disk_bytes for blob in held) + sum(self._reserved.values())
             free = min(free, self._limit_bytes - taken)
@@ -210,11 +206,6 @@ class Fetcher:
 
 def _until(where: BlobMap, offset: int) -> list[tuple[int, int]]:
     return [(start, end) for start, end in where.ranges if start < offset]
-
-
-def _free_bytes(folder: Path) -> int:
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize
 
 
 def _allocated(file: Path) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nexus.images import confined, ext, formats, kernels, sparse, workplace
+from nexus.images import confined, ext, formats, kernels, room, sparse, workplace
 from nexus.images.errors import BadImage, ImageTooLarge, StoreError
 from nexus.images.formats import Format
 from nexus.images.store import Store, StoredBlob
@@ -77,12 +77,13 @@ def _unpack(source: int, made: int, path: Path, wanted: Intake) -> None:
     form = _format(source, wanted)
     if form == "raw":
         _bound(os.fstat(source).st_size, wanted.limit_bytes)
-        sparse.clone(source, made)
+        _copy(source, made)
         return
     if form == "qcow2":
         with workplace.file(path.parent) as (copy, copied):
-            sparse.clone(source, copy)
+            _copy(source, copy)
             _from_qcow2(copy, copied, path, wanted.limit_bytes)
+        room.leave(made, 0)
         return
     _decompress(form, source, made, wanted.limit_bytes)
     inner = formats.sniff(os.pread(made, formats.HEAD_BYTES, 0))
@@ -91,8 +92,19 @@ def _unpack(source: int, made: int, path: Path, wanted: Intake) -> None:
             sparse.clone(made, copy)
             os.ftruncate(made, 0)
             _from_qcow2(copy, copied, path, wanted.limit_bytes)
+        room.leave(made, 0)
     elif inner != "raw":
         raise BadImage(f"the file is {inner} within {form}", "unpack the outer one first")
+
+
+def _copy(source: int, made: int) -> None:
+    try:
+        sparse.share(made, source)
+    except OSError as failed:
+        if failed.errno not in sparse.CANNOT_SHARE:
+            raise
+        room.leave(made, os.fstat(source).st_blocks * sparse.BLOCK)
+        sparse.copy(source, made)
 
 
 def _format(source: int, wanted: Intake) -> Format:
@@ -124,7 +136,11 @@ def _check(made: int, path: Path, kind: Kind) -> None:
 
 
 def write_sparse(descriptor: int, data: bytes, at: int) -> None:
-    """Writes ``data`` at a place of a file that ends there, leaving blocks of zeros as holes."""
+    """Writes ``data`` at a place of a file that ends there, leaving blocks of zeros as holes.
+
+    Raises OSError, also when it would take of the disk's last room.
+    """
+    room.leave(descriptor, len(data))
     for start in range(0, len(data), BLOCK_BYTES):
         block = data[start : start + BLOCK_BYTES]
         if block != _ZEROS[: len(block)]:

@@ -14,6 +14,7 @@ from nexus.ids import new_id
 from nexus.manager import methods, openapi, security
 from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
+from nexus.manager.db import full
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, SnapshotRow, VmRow
 from nexus.manager.db.template_tables import PrebootRow, RolloutRow
@@ -196,6 +197,7 @@ def create_app(settings: Settings) -> FastAPI:
     security.install(app, runtime.verifier)
     app.add_middleware(proxy.ProxyBound)
     httpd.install(app)
+    full.install(app)
     security.check_routes(app)
     methods.install(app)
     openapi.install(app)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nexus.api.errors import Conflict, NoCapacity, NotFound
+from nexus.images import room
 from nexus.images.intake import write_sparse
 
 _READ_BYTES = 1 << 20
@@ -76,10 +77,9 @@ class UploadFiles:
         return [path.name for path in self._folder.iterdir()]
 
     def free_bytes(self) -> int:
-        """What the file system has left for us."""
+        """How much more images may take of the disk."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = os.statvfs(self._folder)
-        return found.f_bavail * found.f_frsize
+        return room.left(self._folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,8 @@ class UploadFile:
         return os.fstat(self.descriptor).st_size
 
     def append(self, data: bytes) -> None:
-        """Writes at the end. Raises NoCapacity when the disk is full; what is whole stays."""
+        """Writes at the end. Raises NoCapacity when the disk is full, but for what
+        must stay free of it; what is whole stays."""
         try:
             write_sparse(self.descriptor, data, self.offset)
         except OSError as failed:

@@ -168,6 +168,10 @@ class Uploads:
 
     async def delete(self, caller: Caller, upload_id: str) -> None:
         """Throws an upload away, also while something is sent to it. Raises NotFound."""
+        async with self.db.read() as session:
+            await _row(session, caller.project, upload_id)
+        # Before the row goes: on a full disk there would be no room for that.
+        await to_thread.run_sync(self.files.remove, upload_id)
         async with change(self.db, caller, "image_upload.delete", target=upload_id) as unit:
             row = await _row(unit.session, caller.project, upload_id)
             await unit.session.delete(row)
