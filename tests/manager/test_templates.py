@@ -17,6 +17,13 @@ pytestmark = pytest.mark.anyio
 SPEC: dict[str, Any] = {"mem_mib": 64, "vcpu": 2, "tags": {"team": "blue", "tier": "web"}}
 
 
+@pytest.fixture
+async def alone(sqlite_manager: Manager) -> Manager:
+    """For what does not depend on the database."""
+    await sqlite_manager.add_defaults()
+    return sqlite_manager
+
+
 async def make(manager: Manager, name: str = "web", **body: Any) -> dict[str, Any]:
     answer = await manager.http.post("/v1/templates", json={"name": name, **body})
     assert answer.status_code == 201, answer.text
@@ -83,7 +90,8 @@ async def test_a_vm_needs_only_a_name(manager: Manager, agent: AgentDouble) -> N
     }
 
 
-async def test_versions_stay_what_they_were(manager: Manager, agent: AgentDouble) -> None:
+async def test_versions_stay_what_they_were(alone: Manager, agent: AgentDouble) -> None:
+    manager = alone
     await make(manager, spec=SPEC, note="the first")
     first = (await manager.http.get("/v1/templates/web/versions/1")).json()["item"]
     assert (await change(manager, mem_mib=64)).json()["item"]["version"] == 1
@@ -111,7 +119,8 @@ async def test_versions_stay_what_they_were(manager: Manager, agent: AgentDouble
     }
 
 
-async def test_a_version_is_of_content_not_of_names(manager: Manager, agent: AgentDouble) -> None:
+async def test_a_version_is_of_content_not_of_names(alone: Manager, agent: AgentDouble) -> None:
+    manager = alone
     kernel = await manager.add_image("kernel", "k")
     await make(manager, spec={"kernel": "k", "mem_mib": 32})
     async with manager.runtime.db.write() as session:
@@ -128,8 +137,9 @@ async def test_a_version_is_of_content_not_of_names(manager: Manager, agent: Age
 
 
 async def test_images_of_templates_are_kept(
-    manager: Manager, agent: AgentDouble, tmp_path: Path
+    alone: Manager, agent: AgentDouble, tmp_path: Path
 ) -> None:
+    manager = alone
     images = manager.runtime.settings.image_root
     images.mkdir(exist_ok=True)
     for name in ("one", "two"):
@@ -161,7 +171,8 @@ async def test_images_of_templates_are_kept(
     assert not store.has(sha256)
 
 
-async def test_from_a_vm(manager: Manager) -> None:
+async def test_from_a_vm(alone: Manager) -> None:
+    manager = alone
     await manager.add_image("kernel", "tiny")
     body = {"kernel": "tiny", "mem_mib": 48, "tags": {"a": "b"}, "balloon": {"target_mib": 0}}
     drives = [{"name": "d", "size_mib": 8, "limits": {"iops": 9}}]
@@ -185,7 +196,8 @@ async def test_from_a_vm(manager: Manager) -> None:
     assert (await make(manager, "x", from_vm="bound", spec={"drives": []}))["spec"]["drives"] == []
 
 
-async def test_what_cannot_be(manager: Manager) -> None:
+async def test_what_cannot_be(alone: Manager) -> None:
+    manager = alone
     await make(manager)
     for body, status, error in (
         ({"name": "web"}, 409, "name_taken"),
@@ -231,7 +243,8 @@ async def test_changes_at_once_are_versions_in_a_row(manager: Manager) -> None:
     assert sorted(answers) == list(range(2, 10))
 
 
-async def test_pages(manager: Manager) -> None:
+async def test_pages(alone: Manager) -> None:
+    manager = alone
     names = [(await make(manager, f"t{number}"))["name"] for number in range(3)]
     await make(manager, "other")
     first = (await manager.http.get("/v1/templates?limit=2&name=t")).json()
