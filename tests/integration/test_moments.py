@@ -13,7 +13,7 @@ from tests.integration.installation import Installation, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
-SNAPSHOTS = 50
+SNAPSHOTS = 5
 CHAIN = "/root/chain"
 WRITER = f"""
 n=0; link=begin
