@@ -1,4 +1,4 @@
-"""Snapshots of a Linux guest that never stops writing: each is one moment, on disk and in memory."""
+"""Snapshots of a Linux guest that never stops writing: each is one moment, disk and memory."""
 
 import hashlib
 import shutil
@@ -13,7 +13,7 @@ from tests.integration.installation import Installation, wait_for
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
-SNAPSHOTS = 5
+SNAPSHOTS = 50
 CHAIN = "/root/chain"
 WRITER = f"""
 n=0; link=begin
