@@ -142,7 +142,15 @@ def show(session: Session, name: str, number: int | None) -> None:
     with session.client() as client:
         number = number or client.templates.get(name).version
         version = client.templates.version(name, number)
+        booted = client.templates.preboots(name) if version.preboot else []
     _print_version(session, version, {"item": as_json(version)})
+    if booted and session.output is None:
+        print()
+        rows = [
+            (each.host_id, str(each.version), each.state, str(each.pooled), each.message or "")
+            for each in booted
+        ]
+        table(("HOST", "VERSION", "PREBOOTED", "WAITING", "MESSAGE"), rows)
 
 
 def versions(session: Session, name: str) -> None:
