@@ -144,7 +144,7 @@ def show(session: Session, name: str, number: int | None) -> None:
         version = client.templates.version(name, number)
         booted = client.templates.preboots(name) if version.preboot else []
     _print_version(session, version, {"item": as_json(version)})
-    if booted and session.output is None:
+    if booted and session.output in (None, "table"):
         print()
         rows = [
             (each.host_id, str(each.version), each.state, str(each.pooled), each.message or "")
