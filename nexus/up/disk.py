@@ -236,7 +236,8 @@ def _size(place: Place, size_mib: int | None) -> int:
 
 def _measured(folder: Path, measure_mib: int) -> float | None:
     """None where there is no room for it, or it was not wanted."""
-    if measure_mib == 0 or 3 * measure_mib * MIB > _free(folder):
+    copies = 1 if reflink.can_share(folder) else 2
+    if measure_mib == 0 or (copies + 1) * measure_mib * MIB > _free(folder):
         return None
     return round(reflink.clone_ms(folder, measure_mib), 2)
 
