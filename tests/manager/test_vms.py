@@ -179,7 +179,10 @@ async def test_logs_come_from_the_host(manager: Manager) -> None:
 async def test_hosts_and_readiness(manager: Manager, agent: AgentDouble) -> None:
     (host,) = (await manager.http.get("/v1/hosts")).json()["items"]
     assert (host["id"], host["state"], host["engine"]) == (agent.host_id, "healthy", "firecracker")
-    assert (await manager.http.get(f"/v1/hosts/{host['id']}")).json() == {"item": host}
+    again = (await manager.http.get(f"/v1/hosts/{host['id']}")).json()["item"]
+    # Lists do not tell of use; heartbeats come when they come.
+    moving = {"use": None, "last_seen_at": None}
+    assert again | moving == host | moving
     assert (await manager.http.get("/healthz")).json() == {"ok": True}
 
 
