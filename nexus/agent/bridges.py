@@ -2,6 +2,7 @@
 
 import hashlib
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nexus.agent.errors import NetworkFailed
@@ -159,9 +160,11 @@ def _address(bridge: Link, spec: HostNetworkSpec, segment: Segment, links: Links
         links.ensure_address(bridge.index, wanted)
 
 
-def remove_others(wanted: set[str], installation: Installation, links: Links) -> list[str]:
-    """Deletes our networks' bridges that are not wanted and that no TAP is in; returns them."""
-    everything = links.all()
+def remove_others(
+    wanted: set[str], everything: Sequence[Link], installation: Installation, links: Links
+) -> list[str]:
+    """Deletes, of all devices, our networks' bridges that are not wanted and that no TAP is in;
+    returns them."""
     busy = {link.master for link in everything if looks_like_our_tap(link)}
     gone = [
         link.name

@@ -26,7 +26,6 @@ _IFF_UP = 0x1
 # <linux/sockios.h>, <linux/if.h>
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 _SIOCBRADDIF = 0x89A2
-_IFF_UP = 0x1
 
 
 @dataclass(frozen=True)
@@ -192,6 +191,11 @@ class Links:
 def is_our_tap(link: Link, bridges: Collection[int]) -> bool:
     """Whether a device with a name of ours is a TAP in one of our bridges."""
     return link.kind == "tun" and link.master in bridges
+
+
+def is_stray_tap(link: Link) -> bool:
+    """Whether a device is a TAP without a bridge."""
+    return link.kind == "tun" and not link.master
 
 
 def looks_like_our_tap(link: Link) -> bool:

@@ -16,12 +16,12 @@ from nexus.agent import bridges, nft
 from nexus.agent.atomic import write_atomically
 from nexus.agent.bridges import Survey
 from nexus.agent.dhcp import Client, Service
-from nexus.agent.errors import NetworkFailed
+from nexus.agent.errors import NetworkFailed, disk_failure
 from nexus.agent.firewall import Firewall
 from nexus.agent.home import HomeNetwork
 from nexus.agent.installation import Installation
 from nexus.agent.layout import MAX_NICS, Layout, nic_links, shaper_of, tap_name
-from nexus.agent.links import Links, looks_like_our_tap
+from nexus.agent.links import Link, Links, is_stray_tap, looks_like_our_tap
 from nexus.agent.name_service import NameService
 from nexus.agent.rules import Port, Rules, Segment
 from nexus.api.hosts import HostNetwork
@@ -192,14 +192,26 @@ class Networks:
     ) -> dict[str, NetworkFailed]:
         failed: dict[str, NetworkFailed] = {}
         kept = {bridges.bridge_name(spec.id) for spec in wanted.networks}
-        bridges.remove_others(kept, self.installation, self._links)
+        everything = self._links.all()
+        bridges.remove_others(kept, everything, self.installation, self._links)
         for network_id, found in surveys.items():
             try:
                 bridges.ensure(found, self.installation, self._links)
             except NetworkFailed as error:
                 failed[network_id] = error
+        self._take_back(everything)
         self._route_loopback(wanted.forwards)
         return failed
+
+    def _take_back(self, everything: Iterable[Link]) -> None:
+        """Puts the TAPs of VMs back whose bridge somebody deleted, once it was made anew."""
+        ports = {port.tap: port for vm in self.rules.ports.values() for port in vm}
+        for link in everything:
+            port = ports.get(link.name)
+            bridge = _index_or_none(port.bridge) if port else None
+            if bridge and is_stray_tap(link):
+                self._links.set(link.index, master=bridge)
+                log.warning("a TAP is back in its bridge", tap=link.name, bridge=bridge)
 
     def _route_loopback(self, forwards: Sequence[HostForward]) -> None:
         """A connection to a forwarded port of 127.0.0.1 is routed into bridges that are there."""
@@ -280,15 +292,20 @@ class Networks:
     async def ensure_taps(self, machine: Machine, owner: int | None, note: Path) -> None:
         """The TAPs of a VM's NICs, each in its network's bridge and up; ``note`` says which.
 
-        The rules know them before they are in a bridge. Raises NetworkFailed or OSError.
+        The rules know them before they are in a bridge. Raises NetworkFailed, OSError, and
+        StageFailed("disk") when there is no space for the note.
         """
         ports = self._ports(machine)
         await self._firewall.admit(machine.id, ports)
         self._names.admit(machine.id, machine.name, _clients(machine))
         nics = {nic.iface: asdict(port) for nic, port in zip(machine.nics, ports, strict=True)}
+        words = json.dumps({"vm": machine.id, "nics": nics}, indent=2).encode()
 
         def ensure() -> None:
-            write_atomically(note, json.dumps({"vm": machine.id, "nics": nics}, indent=2).encode())
+            try:
+                write_atomically(note, words)
+            except OSError as error:
+                raise disk_failure(error, note.parent) from error
             for port in ports:
                 self._links.ensure_tap(port.tap, _index_of(port.bridge), owner)
 

@@ -40,6 +40,7 @@ class Agent:
     """An agent with a run directory of its own. ``start`` and ``kill`` may alternate."""
 
     def __init__(self, **environment: str) -> None:
+        self._links_before = {*links()}
         self.dir = Path(tempfile.mkdtemp(prefix="nxa-"))
         self.run_dir = self.dir / "fc"
         self.store = self.dir / "store"
@@ -108,6 +109,8 @@ class Agent:
         self.http.close()
         try:
             self.teardown()
+            # Here, where it is known whose it is: the next test would only find it.
+            assert set(links()) <= self._links_before
         finally:
             shutil.rmtree(self.dir)
 

@@ -1,5 +1,6 @@
 """DHCP and names on a network: what its server is told, and what guests get of it, by packets."""
 
+import json
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from nexus.agent import dnsmasq
 from nexus.agent.bridges import bridge_name
 from nexus.agent.dhcp import Book, Client, Service, ServicePaths, config_of
+from nexus.agent.layout import tap_name
 from nexus.agent.name_service import NameService
 from nexus.agent.rules import Segment
 from nexus.api.networks import HostNetworks, HostNetworkSpec, HostNetworksStatus
@@ -329,12 +331,15 @@ def test_a_server_outlives_its_agent_and_is_kept_alive(agent: Agent, tiny_kernel
     until("another server", lambda: servers(agent) not in ([], [pid]))
     until("its name", lambda: resolves("www.lab.nexus", server) == "10.201.7.9")
 
-    # A bridge that is made anew has a server of its own.
+    # A bridge that is made anew has a server of its own, and the VM in it as before.
     (before,) = servers(agent)
     subprocess.run(["ip", "link", "del", bridge_name(lab.id)], check=True)
     tell(agent, lab)
     assert servers(agent) not in ([], [before])
     until("its name", lambda: resolves("www.lab.nexus", server) == "10.201.7.9")
+    show = ["ip", "-j", "link", "show", "master", bridge_name(lab.id)]
+    ports = json.loads(subprocess.run(show, capture_output=True, check=True).stdout)
+    assert [port["ifname"] for port in ports] == [tap_name(machine.id, 0)]
 
     # Options that are in its configuration make a new one; the VM goes and so does its name.
     (before,) = servers(agent)

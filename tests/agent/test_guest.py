@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 
 from nexus.agent import guest
@@ -50,9 +51,14 @@ async def run(
 ) -> tuple[int, bytes, bytes]:
     out, err, code = b"", b"", -1
     start = ExecStart.model_validate({"argv": argv, **options})
-    async with guest.run(double.socket, start) as process:
+
+    async def type_in() -> None:
         await process.send(stdin)
         await process.end_input()
+
+    async with guest.run(double.socket, start) as process, anyio.create_task_group() as both:
+        # While its output is read: a program may wait until somebody does before it reads on.
+        both.start_soon(type_in)
         async for piece in process:
             if isinstance(piece, ExecExit):
                 code = piece.exit_code
