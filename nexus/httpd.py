@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,6 +49,9 @@ MAX_BODY_BYTES = 1 << 20
 MAX_HEAD_BYTES = 1 << 16
 YOUNG_OBJECTS = 10_000
 """So many are made before the collector looks for rings among them; a long list makes fewer."""
+REST_BYTES = 8 << 20
+REST_TIMEOUT_S = 2.0
+"""So much of a refused body is still taken, for so long."""
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 
 
@@ -94,12 +97,14 @@ class Edge:
         begun = time.perf_counter()
         status = 0
         received = 0
+        outstanding = _can_be_taken(dict(scope["headers"]))
         bound = BodyBound(self.max_body_bytes)
         scope["state"]["body_bound"] = bound
 
         async def bounded_receive() -> Message:
-            nonlocal received
+            nonlocal received, outstanding
             message = await receive()
+            outstanding = outstanding and message.get("more_body", False)
             received += len(message.get("body", b""))
             if received > bound.max_bytes:
                 raise _BodyTooLarge(bound.max_bytes)
@@ -109,6 +114,8 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if outstanding and status >= 400:
+                    await _take_rest(receive)
                 message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
             await send(message)
 
@@ -144,6 +151,29 @@ class Edge:
                 status=status,
                 ms=round((time.perf_counter() - begun) * 1000, 2),
             )
+
+
+def _can_be_taken(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a request has a body that may be short enough to be thrown away. A sender that
+    waits for leave to send it is better told no."""
+    if b"expect" in headers:
+        return False
+    length = headers.get(b"content-length")
+    if length is None:
+        return b"transfer-encoding" in headers
+    return length.isdigit() and 0 < int(length) <= REST_BYTES
+
+
+async def _take_rest(receive: Receive) -> None:
+    """Throws away what is left of a refused body: a connection that is closed before it was read
+    is reset, and the answer may be lost with it."""
+    taken = 0
+    with anyio.move_on_after(REST_TIMEOUT_S):
+        while taken < REST_BYTES:
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return
 
 
 def body_of(request_id: str, error: NexusError) -> ErrorBody:

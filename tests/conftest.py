@@ -6,6 +6,7 @@ tables that tests make exist only in a namespace that vanishes with the process.
 
 import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -34,6 +35,11 @@ HOST_NETWORK = os.open("/proc/self/ns/net", os.O_RDONLY)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What a script starts in the background ignores Ctrl-C, and so would all that tests start.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            is_int = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_int else signal.SIG_DFL)
     is_controller = not hasattr(config, "workerinput") and config.getoption("numprocesses", None)
     if is_controller or os.geteuid() != 0:
         return

@@ -1,12 +1,12 @@
 """The client of a guest's agent against a double that runs real programs and writes real files."""
 
+import asyncio
 import hashlib
 import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import anyio
 import pytest
 
 from nexus.agent import guest
@@ -56,16 +56,20 @@ async def run(
         await process.send(stdin)
         await process.end_input()
 
-    async with guest.run(double.socket, start) as process, anyio.create_task_group() as both:
+    async with guest.run(double.socket, start) as process:
         # While its output is read: a program may wait until somebody does before it reads on.
-        both.start_soon(type_in)
-        async for piece in process:
-            if isinstance(piece, ExecExit):
-                code = piece.exit_code
-            elif piece[0] == OUTPUT:
-                out += piece[1]
-            else:
-                err += piece[1]
+        typing = asyncio.create_task(type_in())
+        try:
+            async for piece in process:
+                if isinstance(piece, ExecExit):
+                    code = piece.exit_code
+                elif piece[0] == OUTPUT:
+                    out += piece[1]
+                else:
+                    err += piece[1]
+        finally:
+            typing.cancel()
+            await asyncio.gather(typing, return_exceptions=True)
     return code, out, err
 
 

@@ -192,6 +192,16 @@ def test_an_endless_head_is_cut_off(manager: Manager) -> None:
         assert sent < 16 << 20
 
 
+@pytest.mark.parametrize("token", ["nxs_wrong", None])
+def test_a_refused_body_does_not_cost_the_answer(manager: Manager, token: str | None) -> None:
+    """The sender does not read before it has sent everything, and then closes."""
+    large = Hostile("POST", "/v1/vms", [("content-type", "application/json")], b" " * (6 << 20))
+    for _ in range(20):
+        answer = manager.send(large, token=token)
+        assert problem(*answer, "POST") is None
+        assert answer[0] == (401 if token else 413)
+
+
 def test_every_route_is_closed_without_a_token(manager: Manager) -> None:
     settings = Settings.from_env({"NEXUS_DATA_DIR": str(manager.data / "other")})
     routes = [
