@@ -193,6 +193,19 @@ def machine_state(data: Path) -> dict[str, Any]:
     }
 
 
+def wait_until_as(before: dict[str, Any], data: Path) -> None:
+    """Waits until the machine is what it was; fails with what is not."""
+
+    def different() -> dict[str, tuple[Any, Any]]:
+        now = machine_state(data)
+        return {name: (before[name], now[name]) for name in now if now[name] != before[name]}
+
+    try:
+        wait_for("the machine is as before", lambda: not different())
+    except AssertionError:
+        assert different() == {}
+
+
 def _processes_of(data: Path) -> list[str]:
     """VMMs of one installation: what has its working directory, or an argument, in the folder."""
     found = []

@@ -14,7 +14,13 @@ from nexus.api.networks import NetworkChange, NetworkCreate, PortForwardCreate
 from nexus.api.vms import VmCreate
 from nexus.client import Client, ConflictError, NexusApiError
 from tests.agent.test_dhcp import resolves
-from tests.integration.installation import Installation, machine_state, service_pid, wait_for
+from tests.integration.installation import (
+    Installation,
+    machine_state,
+    service_pid,
+    wait_for,
+    wait_until_as,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
 
@@ -155,7 +161,7 @@ def test_guests_on_networks(qemu_installation: Installation, lan: Lan) -> None:
             client.vms.delete(name)
         client.networks.delete("lab")
         client.networks.delete("wan")
-    wait_for("nothing is left", lambda: machine_state(qemu_installation.data) == before)
+    wait_until_as(before, qemu_installation.data)
 
 
 def _as(address: str, iface: str, other: str) -> list[str]:

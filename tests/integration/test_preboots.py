@@ -7,7 +7,7 @@ import pytest
 from nexus.api.templates import TemplateCreate, TemplateInstantiate, TemplatePreboot
 from nexus.api.vms import VmSpec
 from nexus.client import Client
-from tests.integration.installation import Installation, machine_state, wait_for
+from tests.integration.installation import Installation, machine_state, wait_for, wait_until_as
 from tests.integration.test_networks import client_of, is_up
 
 pytestmark = [pytest.mark.firecracker, pytest.mark.qemu, pytest.mark.root]
@@ -55,7 +55,7 @@ def test_later_vms_go_on_where_one_has_booted(
         wait_for("the pool goes", lambda: not list(client.vms.list(pooled=True)))
     snapshots = installation.data / "fc" / "snapshots"
     wait_for("nothing of it is left", lambda: not [*snapshots.iterdir()])
-    wait_for("nothing is left", lambda: machine_state(installation.data) == before)
+    wait_until_as(before, installation.data)
 
 
 def says(client: Client, name: str, ip: str) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from nexus.api.vm_snapshots import SnapshotClone
 from nexus.client import Client
-from tests.integration.installation import Installation, machine_state, wait_for
+from tests.integration.installation import Installation, machine_state, wait_for, wait_until_as
 from tests.integration.test_networks import client_of
 
 pytestmark = [pytest.mark.root]
@@ -87,4 +87,4 @@ def test_clones_go_on_and_so_does_their_vm(
         assert list(shelf.iterdir()) == []
         assert counted(client, installation, clones[1]["id"]) > 0, "clones stay"
         installation.cli("rm", "-f", "job-2", "job-3")
-    wait_for("nothing is left", lambda: machine_state(installation.data) == before)
+    wait_until_as(before, installation.data)

@@ -10,7 +10,7 @@ from nexus.api.rollouts import RolloutCreate
 from nexus.api.templates import TemplateCreate, TemplateInstantiate
 from nexus.api.vms import Vm, VmSpec
 from nexus.client import Client
-from tests.integration.installation import Installation, machine_state, wait_for
+from tests.integration.installation import Installation, machine_state, wait_for, wait_until_as
 from tests.integration.test_networks import client_of
 
 pytestmark = [pytest.mark.firecracker, pytest.mark.root]
@@ -79,4 +79,4 @@ def test_a_new_kernel_rolls_over_a_fleet(
         client.vms.act("delete", [vm.id for vm in made], wait="deleted")
         client.templates.delete("fleet")
         client.images.delete("tiny-next")
-    wait_for("nothing is left", lambda: machine_state(installation.data) == before)
+    wait_until_as(before, installation.data)

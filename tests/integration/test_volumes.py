@@ -6,7 +6,7 @@ from nexus.api.devices import DriveCreate
 from nexus.api.vms import VmCreate
 from nexus.api.volumes import VolumeCreate
 from nexus.client import Client, ConflictError
-from tests.integration.installation import Installation, machine_state, wait_for
+from tests.integration.installation import Installation, machine_state, wait_for, wait_until_as
 from tests.integration.test_networks import client_of, is_up
 
 pytestmark = [pytest.mark.root, pytest.mark.qemu]
@@ -62,4 +62,4 @@ def test_a_volume_goes_from_one_guest_to_the_next(qemu_installation: Installatio
         client.volumes.delete("copy")
         client.volumes.delete("kept")
         assert not file.exists()
-    wait_for("nothing is left", lambda: machine_state(qemu_installation.data) == before)
+    wait_until_as(before, qemu_installation.data)
