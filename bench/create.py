@@ -61,9 +61,11 @@ def bare_ms(firecracker: Path, kernel: Path, folder: Path) -> float:
             }
         )
     )
+    # A line of the log in the middle of the banner would hide it.
+    (folder / "fc.log").touch()
     begun = time.perf_counter()
     process = subprocess.Popen(
-        [firecracker, "--api-sock", "fc.sock", "--config-file", "vm.json"],
+        [firecracker, "--api-sock", "fc.sock", "--config-file", "vm.json", "--log-path", "fc.log"],
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
