@@ -11,7 +11,7 @@ import time
 from typing import NoReturn
 
 import nexus.agent.__main__ as agent_main
-from nexus.agent import faults
+from nexus.agent import faults, nft
 from tests.agent.harness import Agent, until
 
 
@@ -65,8 +65,9 @@ class ForkedAgent(Agent):
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             for stream in (1, 2):
                 os.dup2(log, stream)
-            # Connections of the test's are not the agent's to hold.
+            # Connections of the test's are not the agent's to hold: to nftables it opens its own.
             os.closerange(3, 1024)
+            nft._nftables = nft._Nftables()
             sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
             os.environ.update(environment)
             faults._chosen = environment.get("NEXUS_FAULT")
