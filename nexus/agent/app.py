@@ -67,7 +67,7 @@ def make_app(settings: Settings, tools: Tools, feed: Feed) -> httpd.App:
     _add_vm_routes(app, feed)
     _add_log_routes(app, watch)
     _add_proxy(app)
-    guest_routes.add(app, _guest_socket)
+    guest_routes.add(app, _guest_socket, _guest_that_listens)
     snapshot_routes.add(app, _fleet)
     archive_routes.add(app, _fleet)
     if settings.token is not None and not settings.bind.startswith("unix:"):
@@ -89,6 +89,12 @@ def _guest_socket(connection: HTTPConnection, vm_id: str) -> PathToSocket:
     if state != "running":
         raise InvalidState(f"the VM is {state}", suggestion="nexus start NAME")
     return machine.paths.vsock
+
+
+async def _guest_that_listens(connection: HTTPConnection, vm_id: str) -> PathToSocket:
+    path = _guest_socket(connection, vm_id)
+    await _fleet(connection).get(vm_id).until_it_listens()
+    return path
 
 
 def _add_host_routes(app: FastAPI, settings: Settings, tools: Tools) -> None:

@@ -101,12 +101,16 @@ async def open_channel(path: Path) -> AsyncIterator[Channel]:
                 await asyncio.get_running_loop().sock_connect(connection, name)
                 await _shake_hands(connection)
         except (TimeoutError, OSError, ValueError) as error:
-            raise GuestAgentMissing(
-                "no guest agent answers in this VM",
-                suggestion="use an image with Nexus' guest agent, such as busybox; "
-                "or wait until it has booted: nexus logs NAME",
-            ) from error
+            raise nobody_answers() from error
         yield Channel(connection)
+
+
+def nobody_answers() -> GuestAgentMissing:
+    return GuestAgentMissing(
+        "no guest agent answers in this VM",
+        suggestion="use an image with Nexus' guest agent, such as busybox; "
+        "or wait until it has booted: nexus logs NAME",
+    )
 
 
 async def _shake_hands(connection: socket.socket) -> None:

@@ -1,6 +1,6 @@
 """The agent's routes into guests: programs over a WebSocket, files, and what a guest says."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated
@@ -41,12 +41,15 @@ Body = Annotated[AsyncIterator[bytes], Depends(streams.upload(MAX_UPLOAD_BYTES))
 SocketOf = Callable[[HTTPConnection, str], Path]
 """The vsock socket of a running VM. Raises NotFound, or InvalidState when it does not run."""
 
+Ready = Callable[[HTTPConnection, str], Awaitable[Path]]
+"""The same, once the guest has booted and its agent listens, or has had the time for that."""
+
 _control: TypeAdapter[ExecControl] = TypeAdapter(ExecControl)
 
 
-def add(app: FastAPI, socket_of: SocketOf) -> None:
+def add(app: FastAPI, socket_of: SocketOf, ready: Ready) -> None:
     """Adds the routes to an agent's application."""
-    _add_files(app, socket_of)
+    _add_files(app, ready)
 
     @app.get("/agent/v1/vms/{vm_id}/guest")
     async def get_guest(connection: HTTPConnection, vm_id: VmId) -> GuestInfo:
@@ -59,7 +62,7 @@ def add(app: FastAPI, socket_of: SocketOf) -> None:
             start = await streams.read_start(socket)
             if not is_vm_id(vm_id):
                 raise NotFound("not a VM id")
-            async with guest.run(socket_of(socket, vm_id), start) as process:
+            async with guest.run(await ready(socket, vm_id), start) as process:
                 ended = await carry(socket, process)
             await streams.end(socket, ended)
         except NexusError as error:
@@ -68,12 +71,12 @@ def add(app: FastAPI, socket_of: SocketOf) -> None:
             return
 
 
-def _add_files(app: FastAPI, socket_of: SocketOf) -> None:
+def _add_files(app: FastAPI, ready: Ready) -> None:
     @app.get("/agent/v1/vms/{vm_id}/files")
     async def get_file(connection: HTTPConnection, vm_id: VmId, path: InGuest) -> streams.Download:
         async with AsyncExitStack() as held:
             file, content = await held.enter_async_context(
-                guest.get(socket_of(connection, vm_id), path)
+                guest.get(await ready(connection, vm_id), path)
             )
             headers = {
                 "x-nexus-file-mode": f"{file.mode:04o}",
@@ -86,7 +89,7 @@ def _add_files(app: FastAPI, socket_of: SocketOf) -> None:
         connection: HTTPConnection, vm_id: VmId, path: InGuest, body: Body, mode: Mode = "0644"
     ) -> Written:
         try:
-            size = await guest.put(socket_of(connection, vm_id), path, int(mode, 8), body)
+            size = await guest.put(await ready(connection, vm_id), path, int(mode, 8), body)
         except NexusError:
             await streams.drain(body)
             raise
@@ -94,19 +97,19 @@ def _add_files(app: FastAPI, socket_of: SocketOf) -> None:
 
     @app.get("/agent/v1/vms/{vm_id}/files/stat")
     async def stat_file(connection: HTTPConnection, vm_id: VmId, path: InGuest) -> GuestFile:
-        return await guest.stat(socket_of(connection, vm_id), path)
+        return await guest.stat(await ready(connection, vm_id), path)
 
     @app.get("/agent/v1/vms/{vm_id}/files/list")
     async def list_files(
         connection: HTTPConnection, vm_id: VmId, path: InGuest
     ) -> Page[GuestEntry]:
-        return Page(items=await guest.list_directory(socket_of(connection, vm_id), path))
+        return Page(items=await guest.list_directory(await ready(connection, vm_id), path))
 
     @app.post("/agent/v1/vms/{vm_id}/files/mkdir")
     async def make_directory(
         connection: HTTPConnection, vm_id: VmId, path: InGuest, mode: Mode = "0755"
     ) -> Ok:
-        await guest.make_directory(socket_of(connection, vm_id), path, int(mode, 8))
+        await guest.make_directory(await ready(connection, vm_id), path, int(mode, 8))
         return Ok()
 
 

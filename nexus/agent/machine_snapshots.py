@@ -1,16 +1,24 @@
 """Captures of a VM between two steps of its life, and what a guest is told that came of one."""
 
+from datetime import UTC, datetime
+
 import anyio
 import structlog
 
-from nexus.agent import capture, disks, faults, identity, tuning
+from nexus.agent import capture, disks, faults, guest, identity, tuning
 from nexus.agent.capture import Capture, Captures, Taken
+from nexus.agent.guest_channel import nobody_answers
 from nexus.agent.identity import KnownAs
 from nexus.agent.layout import SnapshotPaths
 from nexus.agent.machine_start import Begun
 from nexus.agent.record import Record
+from nexus.api.errors import GuestAgentMissing, GuestFault
 from nexus.api.origins import Identity
 from nexus.api.snapshots import SnapshotOrder
+
+BOOT_S = 15.0
+"""So long after its VMM's start a guest that does not answer may be booting still."""
+LOOK_S = 0.05
 
 log = structlog.get_logger("machine")
 
@@ -125,6 +133,36 @@ class Captured(Begun):
         finally:
             if self._introducing is record:
                 self._introducing = None
+
+    async def until_it_listens(self) -> None:
+        """Returns once the guest's agent answers and knows who the guest is. A guest that started
+        ``BOOT_S`` ago or earlier is not waited for.
+
+        Raises GuestAgentMissing for one that has had so long and does not answer.
+        """
+        began = self.record.started_at
+        age_s = (datetime.now(UTC) - began).total_seconds() if began else BOOT_S
+        if not 0 <= age_s < BOOT_S:
+            return
+        with anyio.move_on_after(BOOT_S - age_s):
+            while True:
+                if await self._answers():
+                    return
+                await anyio.sleep(LOOK_S)
+        raise nobody_answers()
+
+    async def _answers(self) -> bool:
+        """Also when there is nobody to wait for."""
+        if not self._listens(self.record):
+            return True
+        known = self.record.identity
+        if known is not None and known.state in ("pending", "absent"):
+            return False
+        try:
+            await guest.health(self.paths.vsock)
+        except (GuestAgentMissing, GuestFault):
+            return False
+        return True
 
     def _listens(self, record: Record) -> bool:
         """Whether the guest of that boot can be spoken to."""

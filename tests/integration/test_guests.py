@@ -68,13 +68,8 @@ def test_a_guest_without_an_agent_is_said_to_have_none(
 
 def test_the_command_line_in_linux(qemu_installation: Installation, tmp_path: Path) -> None:
     cli = qemu_installation.cli
-    cli("run", "busybox", "--name", "shell", "--mem", "128")
-
-    def is_up() -> bool:
-        with qemu_installation.http() as http:
-            return http.get("/v1/vms/shell/guest").is_success
-
-    wait_for("the guest's agent answers", is_up)
+    cli("run", "busybox", "--name", "shell", "--mem", "128", "--wait")
+    # It boots still: the command waits for it.
     assert cli("exec", "-n", "shell", "--", "uname", "-s") == "Linux\n"
     cli("exec", "-n", "shell", "--", "sh", "-c", "exit 42", code=42)
     cli("exec", "-n", "shell", "--", "no-such-program", code=127)

@@ -104,7 +104,7 @@ class AgentDouble:
         )
         app.websocket("/agent/v1/vms/{vm_id}/console")(self._console)
         self.shelf.add(app, _Broken)
-        guest_routes.add(app, self._guest_socket)
+        guest_routes.add(app, self._guest_socket, self._guest_that_listens)
         httpd.install(app)
         return app
 
@@ -347,6 +347,9 @@ class AgentDouble:
         if vm_id not in self.machines:
             raise NotFound("no such machine")
         return self.guest_socket or self.socket.with_name("nobody.sock")
+
+    async def _guest_that_listens(self, connection: HTTPConnection, vm_id: str) -> Path:
+        return self._guest_socket(connection, vm_id)
 
     async def _console(self, socket: WebSocket, vm_id: str) -> None:
         await socket.accept()
