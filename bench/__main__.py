@@ -9,10 +9,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import cli, create, fleet, heal, linux, reads, snapshots
+from bench import cli, create, fleet, heal, linux, pools, reads, snapshots
 from bench.table import Table, machine, markdown
 
-KINDS = ("cli", "create", "fleet", "heal", "linux", "reads", "snapshots")
+KINDS = ("cli", "create", "fleet", "heal", "linux", "pools", "reads", "snapshots")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -43,6 +43,7 @@ def main() -> None:
             "snapshots": lambda: snapshots.measure(
                 place / "s", options.clone_rounds, options.fleet_rounds, options.fleet
             ),
+            "pools": lambda: [pools.measure(place / "p", options.clone_rounds)],
             "heal": lambda: [heal.measure(place / "h", options.heal_rounds)],
             "linux": lambda: [linux.measure(place / "q", options.linux_rounds)],
             "cli": lambda: [cli.measure(place / "c", options.cli_rounds)],

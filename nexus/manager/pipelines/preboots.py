@@ -39,6 +39,8 @@ POLL_S = 2.0
 """The price of a lost hint."""
 LOOK_S = 0.25
 """How often a VM or a snapshot under way is looked at."""
+GATHER_S = 0.1
+"""From a hint to the look: the VM that was taken from a pool goes first, the next one follows."""
 LATER_S = 5.0
 POOL_LOOK_S = 10.0
 FETCH = 8
@@ -90,6 +92,7 @@ class PrebootPipeline:
                     tasks.start_soon(self._work, row)
             with anyio.move_on_after(LOOK_S if rows else POLL_S):
                 await self._wake.wait()
+                await anyio.sleep(GATHER_S)
 
     async def _fetch(self) -> Sequence[PrebootRow]:
         now = datetime.now(UTC)
