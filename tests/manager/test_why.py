@@ -56,6 +56,12 @@ RUNS: list[tuple[VmState, str]] = [("requested", "created"), ("running", "starte
             "nexus stop --force web",
         ),
         (
+            Facts("web", "running", told(*RUNS), disk_left_mib=0),
+            "its host has 0 MiB of disk left: a guest that writes may hang",
+            "nexus snapshot ls",
+        ),
+        (Facts("web", "running", told(*RUNS), disk_left_mib=64), "web runs", "nexus console web"),
+        (
             Facts("web", "running", told(*RUNS), power="paused", unsettled=True),
             "web runs; it is to be paused",
             "nexus console web",

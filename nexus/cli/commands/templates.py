@@ -60,6 +60,7 @@ def create_template(
     """Create a template from options, a file, or a VM; options come before the others.
 
     Example: nexus template create worker --rootfs busybox --mem 128M --tag team=blue --ttl 2h
+
     Example: nexus template create like-web --from web
     """
     from nexus.cli import templates
@@ -142,6 +143,7 @@ def diff_template(
     """Show how two versions differ, or a VM from its version.
 
     Example: nexus template diff worker 1 2
+
     Example: nexus template diff --vm worker-1
     """
     from nexus.cli import templates

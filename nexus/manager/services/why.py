@@ -16,7 +16,7 @@ from nexus.api.why import VmWhy, WhyState
 from nexus.manager import lifecycle
 from nexus.manager.agents import Agents
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import VmEventRow, VmRow, WantedPower
+from nexus.manager.db.tables import HostRow, VmEventRow, VmRow, WantedPower
 from nexus.manager.services.vms import find, to_event
 from nexus.manager.uow import SYSTEM
 
@@ -25,6 +25,8 @@ EVENTS = 50
 SHOWN = 10
 LOG_LINES = 20
 LOG_TIMEOUT_S = 5.0
+LITTLE_DISK_MIB = 64
+"""A host with less left makes no new VM, and what its VMs write may not find room."""
 _PANIC = "Kernel panic - not syncing"
 
 
@@ -54,6 +56,8 @@ class Facts:
     """Whether the guest of a loaded VM has become itself."""
     progress: Progress | None = None
     """Of images that its host fetches for it."""
+    disk_left_mib: int | None = None
+    """On its host."""
 
 
 async def why(db: Database, agents: Agents, ref: str, project: str) -> VmWhy:
@@ -62,6 +66,7 @@ async def why(db: Database, agents: Agents, ref: str, project: str) -> VmWhy:
         row = await _find(session, ref, project)
         vm_id = row.id if row is not None else await _gone(session, ref, project)
         events = await _events(session, vm_id)
+        host = await session.get(HostRow, row.host_id) if row is not None else None
     chunk, missing = (None, "the VM is gone") if row is None else await _log(agents, row)
     console = chunk.lines if chunk is not None and chunk.source == "console" else None
     if row is None:
@@ -82,6 +87,7 @@ async def why(db: Database, agents: Agents, ref: str, project: str) -> VmWhy:
             devices_error=row.devices_error,
             identity=row.identity,
             progress=row.progress,
+            disk_left_mib=host.capacity.disk_available_mib if host is not None else None,
         )
     turn = turning_point(facts)
     tail = chunk.lines if chunk is not None else []
@@ -131,6 +137,10 @@ def summary(facts: Facts) -> str:
         return said
     if facts.state == "running" and _panicked(facts):
         said += "; its kernel panicked and hangs"
+    if facts.state == "running" and _has_no_room(facts):
+        said += (
+            f"; its host has {facts.disk_left_mib} MiB of disk left: a guest that writes may hang"
+        )
     if facts.progress is not None:
         said += f"; its host is {facts.progress.what} ({facts.progress.fraction:.0%} are there)"
     said += _of_restarts(facts)
@@ -144,6 +154,10 @@ def summary(facts: Facts) -> str:
     if facts.attempts and facts.state != "unknown":
         said += f"; its host was asked {facts.attempts} times in vain, and is asked again"
     return said
+
+
+def _has_no_room(facts: Facts) -> bool:
+    return facts.disk_left_mib is not None and facts.disk_left_mib < LITTLE_DISK_MIB
 
 
 def _is_another(facts: Facts) -> bool:
@@ -223,6 +237,8 @@ def next_commands(facts: Facts) -> list[str]:
             return [f"nexus start {name}"]
         case "running" if _panicked(facts):
             return [f"nexus stop --force {name}", f"nexus logs {name} --tail 100"]
+        case "running" if _has_no_room(facts):
+            return ["nexus usage", "nexus snapshot ls", f"nexus logs {name} --tail 100"]
         case "running" if _is_another(facts):
             return [f"nexus reboot {name}", f"nexus console {name}"]
         case "running":
