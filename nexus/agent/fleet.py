@@ -29,7 +29,7 @@ from nexus.agent.plan import wants_load
 from nexus.agent.record import Record, load_desired, load_record
 from nexus.agent.snapshots import Shelf
 from nexus.agent.tools import Tools
-from nexus.api.errors import Conflict, InUse, NotFound
+from nexus.api.errors import Conflict, InUse, NexusError, NotFound
 from nexus.api.machines import Machine, MachineStatus
 from nexus.api.snapshots import HostSnapshot, SnapshotOrder
 
@@ -67,8 +67,9 @@ class Fleet:
     async def ensure(self, desired: Machine) -> MachineStatus:
         """Makes the machine so; returns when there is nothing left to do for it.
 
-        Raises StaleGeneration when a newer one is known, Expired when its time is up, and what
-        ``loading.loadable`` raises for a machine that runs and a snapshot that does not fit.
+        Raises StaleGeneration when a newer one is known, Expired when its time is up, and for a
+        machine that runs what ``loading.loadable`` raises when a snapshot does not fit, Conflict
+        when it is deleted meanwhile.
         """
         machine = self._machines.get(desired.id)
         while machine is not None and machine.deleting:
@@ -82,10 +83,7 @@ class Fleet:
                 suggestion="read the VM again and send its current generation",
             )
         if machine is None and self._ended.has(desired.id):
-            raise Expired(
-                f"the time of VM {desired.id} was up before it was given more",
-                suggestion="it is gone with its disks: delete it, and make another one",
-            )
+            raise _no_time_left(desired)
         if is_over(desired, datetime.now(UTC)):
             if machine is not None:
                 self._ended.note(desired.id)
@@ -97,7 +95,13 @@ class Fleet:
         if machine is not None and machine.status().pid is not None:
             # Before the wish is taken up: what runs now is not ended for a snapshot that cannot
             # be loaded.
+            seen = machine.desired
             await self._check_load(machine, desired)
+            if machine.deleting or machine.gone.is_set():
+                raise self._ended_meanwhile(desired)
+            if machine.desired is not seen:
+                # That may have taken minutes: it is judged anew by what is wanted since.
+                return await self.ensure(desired)
         if machine is None:
             machine = self._begin(desired)
         elif desired != machine.desired:
@@ -115,6 +119,14 @@ class Fleet:
         if desired.expires_at is not None:
             self._expiry.look()
         return await machine.ensure(desired)
+
+    def _ended_meanwhile(self, desired: Machine) -> NexusError:
+        if self._ended.has(desired.id):
+            return _no_time_left(desired)
+        return Conflict(
+            f"VM {desired.name!r} was deleted while it was to become another",
+            suggestion="nexus ls",
+        )
 
     async def _check_load(self, machine: MachineLife, desired: Machine) -> None:
         if desired.origin is not None and wants_load(desired, machine.record.boot):
@@ -297,6 +309,13 @@ class Fleet:
         # Before anybody asks: its first answer is what is, not what was being found out.
         await machine.look()
         self._add(machine)
+
+
+def _no_time_left(desired: Machine) -> Expired:
+    return Expired(
+        f"the time of VM {desired.id} was up before it was given more",
+        suggestion="it is gone with its disks: delete it, and make another one",
+    )
 
 
 def _same(kept: HostSnapshot, order: SnapshotOrder) -> HostSnapshot:

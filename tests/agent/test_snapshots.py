@@ -1,17 +1,21 @@
 """Snapshots of the tiny guest in real Firecracker: captured, loaded, restored, refused."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import httpx
 import pytest
 
+from nexus.agent import loading
 from nexus.api.devices import NicLimits
 from nexus.api.machines import Blob, Machine, MachineStatus
 from nexus.api.origins import Origin
@@ -358,6 +362,70 @@ def test_what_does_not_fit_here_is_refused_before_anything_is_touched(
     assert re.search("(?i)snapshot", status.error.fault_message or "")
     assert agent.vmms(damaged.id) == []
     agent.delete(damaged.id)
+    remove(agent, snapshot)
+
+
+@contextlib.contextmanager
+def held(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """An agent that looks at the next snapshot only once the end of a pipe is closed, which is
+    returned as soon as it wants to look."""
+    gate = agent.dir / "gate"
+    os.mkfifo(gate)
+    loadable = loading.loadable
+    looked: list[bool] = []
+
+    async def wait(*arguments: Any) -> HostSnapshot:
+        if not looked:
+            looked.append(True)
+            await anyio.to_thread.run_sync(gate.read_bytes)
+        return await loadable(*arguments)
+
+    def reached() -> int | None:
+        try:
+            return os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads yet
+            return None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loading, "loadable", wait)
+        agent.stop()
+        agent.start()
+    try:
+        yield lambda: until("it wants to look", reached)
+    finally:
+        gate.unlink()
+
+
+@pytest.mark.parametrize("then", ["stopped", "deleted"])
+def test_a_wish_that_took_long_to_judge_gives_way_to_what_came_meanwhile(
+    agent: Agent, source: Machine, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    snapshot = capture(agent, source)
+    wish = changed(source, generation=5, boot=2, origin=Origin(snapshot=snapshot.id, boot=2))
+    answers: list[httpx.Response] = []
+
+    def ask() -> None:
+        body = wish.model_dump(mode="json")
+        answers.append(agent.http.put(f"/agent/v1/vms/{source.id}", json=body))
+
+    asking = threading.Thread(target=ask)
+    with held(agent, monkeypatch) as reached:
+        asking.start()
+        gate = reached()
+        newer = changed(source, generation=6, power="stopped", stop_timeout_s=0)
+        if then == "deleted":
+            agent.delete(source.id)
+        else:
+            assert agent.put(newer).state == "stopped"
+        os.close(gate)
+        asking.join()
+    words = "older than 6" if then == "stopped" else "deleted"
+    refused(answers[0], 409, words)
+    kept = agent.run_dir / "vms" / source.id / "desired.json"
+    if then == "deleted":
+        assert not kept.parent.exists()
+    else:
+        assert Machine.model_validate_json(kept.read_bytes()) == newer
     remove(agent, snapshot)
 
 
