@@ -127,6 +127,51 @@ async def test_it_halts_on_failures_and_goes_back(manager: Manager, agent: Agent
     assert (await manager.http.get(f"/v1/rollouts/{rollout}")).status_code == 404
 
 
+async def runs(manager: Manager, ref: str, boot: int) -> dict[str, Any]:
+    async def look() -> dict[str, Any] | None:
+        vm = await manager.vm(ref)
+        return vm if (vm["state"], vm["boot"]) == ("running", boot) else None
+
+    return await until(f"{ref} runs boot {boot}", look)
+
+
+@pytest.mark.parametrize(("action", "kernel"), [("resume", "new"), ("rollback", "old")])
+async def test_one_whose_guest_ended_boots_again(
+    sqlite_manager: Manager, agent: AgentDouble, action: str, kernel: str
+) -> None:
+    """Nobody stopped it: it is to run, with the version it ended with or the one before."""
+    manager = sqlite_manager
+    await fleet(manager, 2)
+    rollout = await begin(manager, steady_s=60)
+    vm = await runs(manager, "w-1", 2)
+    agent.push(vm["id"], state="stopped", exit_cause="guest_poweroff", pid=None)
+    assert (await comes_to(manager, rollout, "halted"))["vms"]["failed"] == 1
+    await act(manager, rollout, action)
+    again = await runs(manager, "w-1", 3)
+    assert again["kernel"]["name"] == kernel
+    under_way = "updating" if action == "resume" else "reverting"
+    assert ("w-1", under_way) in await vms_of(manager, rollout)
+
+
+async def test_one_that_a_user_stopped_stays_off(
+    sqlite_manager: Manager, agent: AgentDouble
+) -> None:
+    manager = sqlite_manager
+    await fleet(manager, 2)
+    rollout = await begin(manager, steady_s=60)
+    await runs(manager, "w-1", 2)
+    await manager.http.post("/v1/vms/w-1/stop?wait=stopped")
+    await comes_to(manager, rollout, "halted")
+    await act(manager, rollout, "resume")
+    await runs(manager, "w-2", 2)
+    assert (await vms_of(manager, rollout))[0] == ("w-1", "done")
+    await act(manager, rollout, "rollback")
+    await manager.http.delete("/v1/vms/w-2?wait=deleted")
+    await comes_to(manager, rollout, "rolled_back")
+    vm = await manager.vm("w-1")
+    assert (vm["state"], vm["boot"], vm["kernel"]["name"]) == ("stopped", 2, "old")
+
+
 async def test_halt_resume_and_cancel(sqlite_manager: Manager, agent: AgentDouble) -> None:
     manager = sqlite_manager
     await fleet(manager, 3)

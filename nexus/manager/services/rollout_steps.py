@@ -13,7 +13,7 @@ from nexus.manager.boot_config import BootConfig
 from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.db.template_tables import RolloutRow, RolloutVmRow, TemplateVersionRow
 from nexus.manager.services import quotas
-from nexus.manager.uow import UnitOfWork
+from nexus.manager.uow import SYSTEM, UnitOfWork
 
 Ending = tuple[MemberState, str | None]
 
@@ -84,20 +84,30 @@ async def begin(
         member.former = former
     boot_config.apply(vm, wanted)
     done: MemberState = "done" if forward else "reverted"
-    is_first = member.generation is None or not forward
+    ended = _ended_by_itself(member, vm)
+    is_first = (member.generation is None or not forward) and not ended
     if is_first and boot_config.same_boot(former, wanted) and vm.state != "error":
         vm.updated_at = unit.at
         member.state, member.message = done, "it boots as before"
         return None
     which = f"{rollout.template_name} version {wanted.version}, as {rollout.created_by} asked"
-    if vm.power == "stopped":
+    if vm.power == "stopped" and not ended:
+        # Somebody stopped it: from here on it is no boot of this rollout's that is missing.
+        member.generation = None
         wanting.change(unit, vm, "rollout", f"boots as {which} from its next start")
         member.state, member.message = done, "it does not run: it has it from its next start"
         return vm
+    vm.power = "running"
     wanting.boot_anew(unit, vm, "rollout", f"boots as {which}")
     member.state, member.ended_at = ("updating" if forward else "reverting"), None
     member.generation = vm.generation
     return vm
+
+
+def _ended_by_itself(member: RolloutVmRow, vm: VmRow) -> bool:
+    """Whether the boot that this rollout gave a VM came to its end without anybody asking: then it
+    is one that failed, and not one that its user wants off."""
+    return member.generation is not None and vm.power == "stopped" and vm.wanted_by == SYSTEM.actor
 
 
 async def _wanted(
