@@ -4,7 +4,8 @@ What was received before a failure, or before the agent was killed, is not sent 
 runs for a host that shares its store with the manager.
 """
 
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -172,21 +173,35 @@ class Fetcher:
         sha256 = where.sha256
         async with self._room:
             self._reserved.pop(sha256, None)
-            keep = set(self._in_use())
-            going, missing = await _in_thread(
-                partial(self._look_for_room, sha256, where.data_bytes, keep)
-            )
-            if missing:
-                raise FetchFailed(
-                    f"the image store of this host has no room for {where.data_bytes >> 20} MiB: "
-                    f"{missing >> 20} MiB are missing although all that no VM uses may go",
-                    suggestion="delete VMs on this host (nexus ls), give it a larger disk, or "
-                    "raise NEXUS_STORE_LIMIT_MIB",
+            enough = False
+            while not enough:
+                keep = set(self._in_use())
+                going, missing = await _in_thread(
+                    partial(self._look_for_room, sha256, where.data_bytes, keep)
                 )
-            for evicted in going:
-                log.info("an image was evicted", sha256=evicted)
-                await _in_thread(partial(self._store.remove, evicted))
+                if missing:
+                    raise FetchFailed(
+                        "the image store of this host has no room for "
+                        f"{where.data_bytes >> 20} MiB: {missing >> 20} MiB are missing although "
+                        "all that no VM uses may go",
+                        suggestion="delete VMs on this host (nexus ls), give it a larger disk, or "
+                        "raise NEXUS_STORE_LIMIT_MIB",
+                    )
+                enough = await self._forget(going)
             self._reserved[sha256] = where.data_bytes
+
+    async def _forget(self, going: Iterable[str]) -> bool:
+        """Removes contents; False when a VM came for one of them meanwhile, which then stays."""
+        for sha256 in going:
+            # Whether a VM finds its images is looked up on this loop too: either it comes now and
+            # is seen here, or it comes later and finds that this one is to be fetched again.
+            if sha256 in self._in_use():
+                return False
+            with _told_as_fetch_failure():
+                aside = self._store.set_aside(sha256)
+            log.info("an image was evicted", sha256=sha256)
+            await _in_thread(partial(aside.unlink, missing_ok=True))
+        return True
 
     def _look_for_room(self, sha256: str, needed: int, keep: set[str]) -> tuple[list[str], int]:
         """What is to go, and how much is missing then."""
@@ -217,8 +232,14 @@ def _allocated(file: Path) -> int:
 
 async def _in_thread(work: Callable[[], T]) -> T:
     """Runs what blocks; what the store refuses is a FetchFailed."""
-    try:
+    with _told_as_fetch_failure():
         return await anyio.to_thread.run_sync(work)
+
+
+@contextmanager
+def _told_as_fetch_failure() -> Iterator[None]:
+    try:
+        yield
     except StoreError as error:
         raise FetchFailed(str(error), suggestion=error.suggestion, passing=True) from error
     except OSError as error:

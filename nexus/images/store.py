@@ -124,6 +124,16 @@ class Store:
         """Removes a content; nothing happens if it is not there. Clones and links stay good."""
         self.path(sha256).unlink(missing_ok=True)
 
+    def set_aside(self, sha256: str) -> Path:
+        """Takes a content out of the store at once, and answers which file is left to unlink.
+
+        That may take long where this does not. What a killed one left goes at the next start.
+        """
+        aside = self._blobs / f"{workplace.PREFIX}{sha256}"
+        with contextlib.suppress(FileNotFoundError):
+            self.path(sha256).replace(aside)
+        return aside
+
     def held(self) -> list[HeldBlob]:
         """All contents, with what they take and when they were last cloned or linked."""
         found = []

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from nexus.agent import fetching, lacking
 from nexus.agent.attention import Attention
 from nexus.agent.errors import SettingsInvalid, StageFailed
+from nexus.agent.eviction import evict
 from nexus.agent.fetching import Fetch, Fetcher
 from nexus.agent.lacking import ImagesOfOne, Look
 from nexus.agent.layout import Layout
@@ -18,7 +20,7 @@ from nexus.agent.manager_images import ManagerImages
 from nexus.agent.settings import Settings
 from nexus.api.machines import Blob, Machine
 from nexus.ids import new_id
-from nexus.images.store import Store
+from nexus.images.store import HeldBlob, Store
 from nexus.manager.app import create_app
 from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.routes.blobs import joined
@@ -186,6 +188,48 @@ async def test_under_a_limit_the_least_recently_used_go(place: Place) -> None:
             False,
         )
         assert place.mine.has(one.sha256)
+
+
+async def test_what_a_vm_comes_for_meanwhile_stays(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = (place.give(name) for name in ("one", "two", "three"))
+
+    def before_it_goes(*looked: Any) -> list[HeldBlob] | None:
+        going = evict(*looked)
+        if going and going[0].sha256 == one.sha256:
+            place.in_use.add(one.sha256)
+        return going
+
+    async with place.fetcher(limit_mib=20) as fetcher:
+        await end_of(*fetcher.begin([one]))
+        await end_of(*fetcher.begin([two]))
+        place.in_use = {three.sha256}
+        monkeypatch.setattr(fetching, "evict", before_it_goes)
+        await end_of(*fetcher.begin([three]))
+    here = [place.mine.has(blob.sha256) for blob in (one, two, three)]
+    assert here == [True, False, True]
+
+
+async def test_while_one_image_goes_a_vm_may_come_for_the_next(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = place.give("one"), place.give("two"), place.give("three", 16)
+    unlink = Path.unlink
+
+    def meanwhile(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if path.parent == place.mine.path(one.sha256).parent and not place.mine.has(one.sha256):
+            place.in_use.add(two.sha256)
+
+    async with place.fetcher(limit_mib=20) as fetcher:
+        await end_of(*fetcher.begin([one]))
+        await end_of(*fetcher.begin([two]))
+        place.in_use = {three.sha256}
+        monkeypatch.setattr(Path, "unlink", meanwhile)
+        message, _, _ = await failure_of(fetcher, three)
+    assert "no room" in message
+    assert [place.mine.has(blob.sha256) for blob in (one, two)] == [False, True]
 
 
 def test_small_holes_are_joined() -> None:

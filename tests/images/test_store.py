@@ -135,6 +135,26 @@ def test_what_is_missing_is_named_and_removing_it_is_fine(tmp_path: Path) -> Non
     store.remove("0" * 64)
 
 
+def test_what_is_set_aside_is_gone_at_once_and_cleared_later(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    (tmp_path / "image").write_bytes(b"kernel")
+    blob = store.import_file(tmp_path / "image")
+    store.link(blob.sha256, tmp_path / "kernel")
+
+    aside = store.set_aside(blob.sha256)
+    assert (store.has(blob.sha256), store.held()) == (False, [])
+    assert aside.exists()
+    with pytest.raises(StoreError):
+        store.link(blob.sha256, tmp_path / "late")
+    assert store.set_aside(blob.sha256) == aside, "setting it aside twice is fine"
+
+    store.import_file(tmp_path / "image")
+    again = Store(tmp_path / "store")
+    assert names(tmp_path / "store" / "sha256") == [blob.sha256]
+    assert again.has(blob.sha256)
+    assert (tmp_path / "kernel").read_bytes() == b"kernel"
+
+
 def test_progress_ends_at_one(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(bytes(3 * MIB))
     seen: list[float] = []
