@@ -64,6 +64,15 @@ def survey(spec: HostNetworkSpec, installation: Installation, links: Links) -> S
     )
 
 
+def standing(spec: HostNetworkSpec, installation: Installation, links: Links) -> Segment | None:
+    """The bridge of ours that a network has though, by its survey, it cannot be (any more): what is
+    plugged in there needs its rules all the same. None when there is none."""
+    bridge = links.find(bridge_name(spec.id))
+    if bridge is None or not _may_be(bridge, installation, spec.id):
+        return None
+    return _segment(spec, bridge.name, ipaddress.IPv4Network(spec.cidr))
+
+
 def _may_be(link: Link, installation: Installation, network_id: str) -> bool:
     """Our bridge; without a mark it is one whose making was cut off."""
     return link.kind == "bridge" and link.alias in (None, mark(installation, network_id))

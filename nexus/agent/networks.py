@@ -67,7 +67,9 @@ class Networks:
         self._is_up = False
         """Whether this agent has brought the host's own network up."""
         self._segments: dict[str, Segment] = {}
-        """The networks that this host has, by id."""
+        """Those whose bridges are there or about to be, by id: the rules follow them."""
+        self._standing: set[str] = set()
+        """Those of them that cannot be (any more): VMs that are there stay, and none starts."""
         self._bridges: set[str] = set()
         """Every bridge that a TAP of ours may be in, also of a network that is not wanted now."""
         self._home_id: str | None = None
@@ -106,13 +108,13 @@ class Networks:
         wanted = await anyio.to_thread.run_sync(load_networks, self._file)
         async with self._turn:
             # Segments first, so that the ports' bridges are known when the rules are written.
-            surveys, errors = await anyio.to_thread.run_sync(self._survey, wanted)
-            self._adopt(wanted, surveys)
+            surveys, standing, errors = await anyio.to_thread.run_sync(self._survey, wanted)
+            self._adopt(wanted, surveys, standing)
             for machine in machines:
                 self._firewall.know(machine.id, self._ports(machine, lenient=True))
                 self._names.admit(machine.id, machine.name, _clients(machine))
             await self._make(wanted, surveys, errors)
-            errors.update(await self._names.serve(self._services(wanted)))
+            errors = {**await self._names.serve(self._services(wanted)), **errors}
         self._note(wanted, errors)
         for network_id, why in errors.items():
             log.warning("a network is not there", network=network_id, error=why.message)
@@ -124,16 +126,16 @@ class Networks:
             await anyio.to_thread.run_sync(
                 write_atomically, self._file, wanted.model_dump_json().encode()
             )
-            surveys, errors = await anyio.to_thread.run_sync(self._survey, wanted)
-            self._adopt(wanted, surveys)
+            surveys, standing, errors = await anyio.to_thread.run_sync(self._survey, wanted)
+            self._adopt(wanted, surveys, standing)
             await self._names.end(but={each.network_id for each in self._services(wanted)})
             await self._make(wanted, surveys, errors)
-            errors.update(await self._names.serve(self._services(wanted)))
+            errors = {**await self._names.serve(self._services(wanted)), **errors}
             self._note(wanted, errors)
             return HostNetworksStatus(
                 networks=[
                     HostNetworkStatus(
-                        id=spec.id, bridge=self._bridge_of(spec), error=self._errors.get(spec.id)
+                        id=spec.id, bridge=self._bridge_of(spec.id), error=self._errors.get(spec.id)
                     )
                     for spec in wanted.networks
                 ]
@@ -146,8 +148,12 @@ class Networks:
             for network_id, error in errors.items()
         }
 
-    def _survey(self, wanted: HostNetworks) -> tuple[dict[str, Survey], dict[str, NetworkFailed]]:
+    def _survey(
+        self, wanted: HostNetworks
+    ) -> tuple[dict[str, Survey], dict[str, Segment], dict[str, NetworkFailed]]:
+        """How networks would be, the bridges of those that cannot be, and why not."""
         surveys: dict[str, Survey] = {}
+        standing: dict[str, Segment] = {}
         errors: dict[str, NetworkFailed] = {}
         for spec in wanted.networks:
             try:
@@ -155,10 +161,17 @@ class Networks:
                     surveys[spec.id] = bridges.survey(spec, self.installation, self._links)
             except NetworkFailed as error:
                 errors[spec.id] = error
-        return surveys, errors
+                segment = bridges.standing(spec, self.installation, self._links)
+                if segment is not None:
+                    standing[spec.id] = segment
+        return surveys, standing, errors
 
-    def _adopt(self, wanted: HostNetworks, surveys: dict[str, Survey]) -> None:
+    def _adopt(
+        self, wanted: HostNetworks, surveys: dict[str, Survey], standing: dict[str, Segment]
+    ) -> None:
         self._segments = {network_id: found.segment for network_id, found in surveys.items()}
+        self._segments |= standing
+        self._standing = {*standing}
         self._bridges |= {bridges.bridge_name(spec.id) for spec in wanted.networks}
         self._bridges |= {segment.bridge for segment in self._segments.values()}
         self._home_id = None
@@ -185,7 +198,10 @@ class Networks:
         failed = await anyio.to_thread.run_sync(self._make_bridges, wanted, surveys)
         errors.update(failed)
         for network_id in failed:
-            self._segments.pop(network_id, None)
+            if _index_or_none(self._segments[network_id].bridge) is None:
+                self._segments.pop(network_id)
+            else:
+                self._standing.add(network_id)
 
     def _make_bridges(
         self, wanted: HostNetworks, surveys: dict[str, Survey]
@@ -245,9 +261,9 @@ class Networks:
             return [self._home.segment(), *self._segments.values()]
         return [*self._segments.values()]
 
-    def _bridge_of(self, spec: HostNetworkSpec) -> str:
-        segment = self._segments.get(spec.id)
-        return segment.bridge if segment else bridges.bridge_name(spec.id)
+    def _bridge_of(self, network_id: str) -> str:
+        segment = self._segments.get(network_id)
+        return segment.bridge if segment else bridges.bridge_name(network_id)
 
     # -- what is looked at when something is wrong ------------------------------------------------
 
@@ -357,24 +373,26 @@ class Networks:
         return found
 
     def _ports(self, machine: Machine, *, lenient: bool = False) -> list[Port]:
+        """A VM's ports; ``lenient`` for one that runs, whose networks need not be (any more): its
+        TAPs are there all the same. Raises NetworkFailed."""
         ports = []
         for index, nic in enumerate(machine.nics):
             segment = self._segment_of(nic)
-            if segment is None:
-                if lenient:
-                    continue
+            if segment is None and not lenient:
                 raise NetworkFailed(
                     f"the host does not have the network of {nic.iface}",
                     suggestion="nexus network ls tells why; then start the VM again",
                 )
             address = str(ipaddress.IPv4Interface(nic.ip).ip)
-            ports.append(Port(tap_name(machine.id, index), segment.bridge, nic.mac, address))
+            bridge = segment.bridge if segment else self._bridge_of(nic.network or "")
+            ports.append(Port(tap_name(machine.id, index), bridge, nic.mac, address))
         return ports
 
     def _segment_of(self, nic: MachineNic) -> Segment | None:
+        """Where a NIC belongs; None when the host cannot have its network."""
         if nic.network is None:
             return self._segments.get(self._home_id or "", self._home.segment())
-        return self._segments.get(nic.network)
+        return None if nic.network in self._standing else self._segments.get(nic.network)
 
 
 def _clients(machine: Machine) -> tuple[Client, ...]:

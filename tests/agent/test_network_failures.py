@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from nexus.agent.bridges import bridge_name
+from nexus.agent.layout import tap_name
+from nexus.api.machines import Machine
 from nexus.api.networks import HostNetworkSpec, NetworkError
-from tests.agent.harness import Agent, links, tables
+from tests.agent.harness import Agent, links, tables, until
 from tests.agent.packets import ip
 from tests.agent.test_dhcp import spec, tell
 
@@ -104,6 +106,56 @@ def test_networks_that_cannot_be(agent: Agent, devices: None) -> None:
     assert _errors(agent, taken, bridged("fport0")) == [None, None]
     assert _errors(agent) == []
     assert _devices()["fport0"] == _devices()["fwan0"]
+
+
+@pytest.fixture
+def tunnel() -> Iterator[str]:
+    """Where routes may lead that come later."""
+    ip("link", "add", "fvpn0", "type", "bridge")
+    ip("link", "set", "fvpn0", "up")
+    yield "fvpn0"
+    ip("link", "del", "fvpn0")
+
+
+def test_rules_stay_for_the_vms_of_a_network_that_cannot_be_any_more(
+    agent: Agent, tunnel: str, tiny_kernel: Path
+) -> None:
+    """A route that overlaps, as of a VPN, comes and goes: guests are never let loose."""
+    lab = spec(kind="nat", dhcp=False)
+    assert _errors(agent, lab) == [None]
+
+    def on_the_lab(address: str) -> Machine:
+        machine = agent.machine(tiny_kernel)
+        nic = machine.nics[0].model_copy(update={"network": lab.id, "ip": f"{address}/24"})
+        return machine.model_copy(update={"nics": [nic]})
+
+    machine = on_the_lab("10.201.7.9")
+    agent.put(machine)
+    until("it runs", lambda: agent.get(machine.id).state == "running")
+    tap = tap_name(machine.id, 0)
+    before = _rules_on(bridge_name(lab.id), tap)
+    assert before
+    ip("route", "add", "10.201.0.0/16", "dev", tunnel)
+    (error,) = _errors(agent, lab)
+    assert error is not None
+    assert "already has a route to" in error.message
+    assert _rules_on(bridge_name(lab.id), tap) == before
+    agent.kill()
+    agent.start()
+    assert _rules_on(bridge_name(lab.id), tap) == before
+    second = on_the_lab("10.201.7.10")
+    refused = until("it is refused", lambda: agent.put(second).error)
+    assert "does not have the network of eth0" in refused.message
+    agent.delete(second.id)
+    ip("route", "del", "10.201.0.0/16", "dev", tunnel)
+    assert _errors(agent, lab) == [None]
+    assert _rules_on(bridge_name(lab.id), tap) == before
+
+
+def _rules_on(*devices: str) -> list[str]:
+    """All that the kernel's rules say of these devices."""
+    done = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True)
+    return [line.strip() for line in done.stdout.splitlines() if any(d in line for d in devices)]
 
 
 def _errors(agent: Agent, *networks: HostNetworkSpec) -> list[NetworkError | None]:
