@@ -1,15 +1,20 @@
 """Prebooted templates against an agent double: one boot a host, clones after that."""
 
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import update
 
+from nexus.api.errors import InvalidState
 from nexus.api.vms import VmError
 from nexus.manager.db.tables import HostRow
+from nexus.manager.db.template_tables import PrebootRow
 from nexus.manager.pipelines import preboots as pipeline
+from nexus.manager.services import preboots as service
 from tests.manager.agent_double import AgentDouble
-from tests.manager.core import Manager, until
+from tests.manager.core import Manager, running, settings_for, until
 from tests.manager.test_templates import change, make, use
 
 pytestmark = pytest.mark.anyio
@@ -93,6 +98,52 @@ async def test_another_vmm_boots_again(sqlite_manager: Manager, agent: AgentDoub
     await until("one of the new VMM is there", is_another)
 
 
+async def test_one_whose_capture_fails_is_tried_again(
+    sqlite_manager: Manager, agent: AgentDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = sqlite_manager
+    monkeypatch.setattr(service, "AGAIN_AFTER", timedelta(0))
+    await manager.add_image("kernel", "tiny")
+    await make(manager, spec={"kernel": "tiny", "mem_mib": 32}, preboot=True)
+
+    def full() -> None:
+        raise InvalidState("the disk was full for a moment")
+
+    agent.shelf.faults.append(full)
+    await use(manager, name="first")
+    failed = await comes_to(manager, "failed")
+    assert "the disk was full for a moment" in failed["message"]
+    await until("nothing is left", lambda: nothing_left(manager))
+    await use(manager, name="second")
+    ready = await comes_to(manager, "ready")
+    assert await snapshots(manager) == [ready["snapshot_id"]]
+    assert (await use(manager, name="third"))["item"]["origin"] is not None
+
+
+async def test_a_new_version_while_one_fails(
+    sqlite_manager: Manager, agent: AgentDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for a look in this very moment is not overheard."""
+    manager = sqlite_manager
+    await manager.add_image("kernel", "tiny")
+    await make(manager, spec={"kernel": "tiny", "mem_mib": 32}, preboot=True)
+    fail = pipeline.PrebootPipeline._fail
+
+    async def too_late(self: pipeline.PrebootPipeline, row: PrebootRow, message: str) -> None:
+        await change(manager, vcpu=2)
+        await fail(self, row, message)
+
+    monkeypatch.setattr(pipeline.PrebootPipeline, "_fail", too_late)
+    agent.fails_with = VmError(stage="boot", message="no such kernel")
+    await manager.http.post("/v1/templates/web/instantiate", json={"name": "first"})
+    await until("it is tried", lambda: preboots(manager))
+
+    async def is_gone() -> bool:
+        return not await preboots(manager)
+
+    await until("that of the old version is gone", is_gone)
+
+
 async def test_one_that_does_not_come_up(sqlite_manager: Manager, agent: AgentDouble) -> None:
     manager = sqlite_manager
     await manager.add_image("kernel", "tiny")
@@ -164,6 +215,55 @@ async def test_vms_wait_in_a_pool_and_are_taken(
     await until("another is in its place", is_full)
     await manager.http.delete("/v1/templates/web")
     await until("nothing waits any more", lambda: no_pool(manager))
+
+
+async def test_a_diff_on_a_clone_keeps_nothing(
+    sqlite_manager: Manager, agent: AgentDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host makes it whole when the snapshot that the clone was loaded from goes."""
+    manager = sqlite_manager
+    monkeypatch.setattr(pipeline, "POOL_LOOK_S", 0.1)
+    await manager.add_image("kernel", "tiny")
+    spec = {"kernel": "tiny", "mem_mib": 32, "track_dirty_pages": True}
+    await make(manager, spec=spec, preboot=True, pool=1)
+    await use(manager, name="first")
+    ready = await comes_to(manager, "ready")
+    await until("one waits", lambda: pool(manager))
+    taken = await pool(manager)
+    await use(manager, name="clone")
+
+    async def is_another() -> bool:
+        return bool(await pool(manager) - taken)
+
+    await until("another waits", is_another)
+    body = {"name": "diff", "kind": "diff"}
+    answer = await manager.http.post("/v1/vms/clone/snapshots?wait=ready", json=body)
+    diff = answer.json()["item"]
+    assert (diff["parent_id"], diff["needs_parent"]) == (ready["snapshot_id"], True)
+    assert (await manager.http.delete("/v1/templates/web")).status_code == 200
+    await until("nothing waits any more", lambda: no_pool(manager))
+
+    async def is_alone() -> bool:
+        return await snapshots(manager) == [diff["id"]]
+
+    await until("only the diff is left", is_alone)
+    assert (await manager.http.get("/v1/snapshots/diff")).json()["item"]["needs_parent"] is False
+
+
+async def test_a_pool_is_as_full_as_there_is_room(tmp_path: Path) -> None:
+    async with (
+        AgentDouble(tmp_path / "agent.sock", mem_mib=128).serving() as agent,
+        running(settings_for(tmp_path, f"sqlite:///{tmp_path}/nexus.db", agent.url)) as manager,
+    ):
+        await manager.add_image("kernel", "tiny")
+        await make(manager, spec={"kernel": "tiny", "mem_mib": 32}, preboot=True, pool=5)
+        await use(manager, name="first")
+
+        async def is_full() -> bool:
+            return len(await pool(manager)) == 3
+
+        await until("as many wait as there is room for", is_full)
+        assert (await preboots(manager))[0]["pooled"] == 3
 
 
 async def no_pool(manager: Manager) -> bool:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Ok
-from nexus.api.errors import NexusError
+from nexus.api.errors import AddressPoolExhausted, NexusError, NoCapacity, QuotaExceeded
 from nexus.api.guest import GuestInfo
 from nexus.ids import new_id
 from nexus.manager import specs, wanting
@@ -200,7 +200,8 @@ class PrebootPipeline:
             if vm is None:
                 return  # the next look says so
             host = await unit.session.get_one(HostRow, row.host_id)
-            snapshot = await snapshot_taking.begin(unit, vm, row.vm_name, "full")
+            # A name that is made up: the one of an attempt before may be on its way out.
+            snapshot = await snapshot_taking.begin(unit, vm, None, "full")
             snapshot.template_id = row.template_id
             held.snapshot_id, held.vmm_version = snapshot.id, host.engine_version
             _become(held, "capturing", unit.at)
@@ -249,8 +250,8 @@ class PrebootPipeline:
         await self._later(row, rest_s)
 
     async def _fill(self, row: PrebootRow, count: int) -> None:
-        """Clones that stand still, on the row's host. Without room for them the pool is what it is,
-        and it is tried again."""
+        """Clones that stand still, on the row's host: as many as there is room for. Without room
+        for one the pool is what it is, and it is tried again."""
 
         async def draw(unit: UnitOfWork) -> Order:
             await _held(unit.session, row)
@@ -264,13 +265,19 @@ class PrebootPipeline:
                 because=f"loaded into the pool of template {row.template_name}",
             )
 
-        try:
-            await self.creation.make(_caller(row), "template.pool", draw, lambda _: Ok())
-        except NexusError as error:
-            log.info("a pool is not full", template=row.template_name, error=error.message)
-            await self._rest(row, POOL_LOOK_S)
-        else:
-            await self._later(row, 0)
+        while count:
+            try:
+                await self.creation.make(_caller(row), "template.pool", draw, lambda _: Ok())
+            except (NoCapacity, QuotaExceeded, AddressPoolExhausted) as error:
+                log.info("a pool is not full", template=row.template_name, error=error.message)
+                count //= 2
+            except NexusError as error:
+                log.info("a pool is not filled", template=row.template_name, error=error.message)
+                break
+            else:
+                await self._later(row, 0)
+                return
+        await self._rest(row, POOL_LOOK_S)
 
     async def _rest(self, row: PrebootRow, for_s: float | None) -> None:
         """Nothing is to be done, for some time or until somebody says that there is."""
@@ -290,13 +297,9 @@ class PrebootPipeline:
                 for vm in await unit.session.scalars(_pool_of(row).with_for_update()):
                     wanting.act(unit, vm, "delete", because=("deleting", "its pool goes"))
                     told = vm
-                snapshot = None
-                if row.snapshot_id is not None:
-                    snapshot = await unit.session.get(
-                        SnapshotRow, row.snapshot_id, with_for_update=True
-                    )
-                if snapshot is not None:
-                    await snapshots.check_not_needed(unit.session, snapshot, merge=False)
+                if (snapshot := await _snapshot(unit, row)) is not None:
+                    # Diffs that users took of clones are made whole by their host.
+                    await snapshots.check_not_needed(unit.session, snapshot, merge=True)
                     snapshots.discard(snapshot, unit.at)
                 await unit.session.delete(held)
         except NexusError as error:
@@ -311,12 +314,17 @@ class PrebootPipeline:
             async with change(self.db, _caller(row), "preboot.fail", target=row.id) as unit:
                 held = await _held(unit.session, row)
                 told = await _remove_vm(unit, row)
+                if (snapshot := await _snapshot(unit, row)) is not None:
+                    snapshots.discard(snapshot, unit.at)
+                held.snapshot_id = None
+                asked_meanwhile = not _is_as_seen(held, row)
                 _become(held, "failed", unit.at)
-                held.message, held.unsettled = message, False
+                held.message, held.unsettled = message, asked_meanwhile
         except _LeaseLost:
             return
         log.warning("a template is not prebooted", template=row.template_name, error=message)
         self._tell(told)
+        self.captures.hint()
 
     async def _later(self, row: PrebootRow, after_s: float) -> None:
         async with self.db.write() as session:
@@ -380,6 +388,13 @@ async def _vm(session: AsyncSession, row: PrebootRow, *, lock: bool = False) -> 
         VmRow.project == row.project, VmRow.name == row.vm_name, VmRow.power != "deleted"
     )
     return await session.scalar(query.with_for_update() if lock else query)
+
+
+async def _snapshot(unit: UnitOfWork, row: PrebootRow) -> SnapshotRow | None:
+    """The row's snapshot, locked."""
+    if row.snapshot_id is None:
+        return None
+    return await unit.session.get(SnapshotRow, row.snapshot_id, with_for_update=True)
 
 
 async def _remove_vm(unit: UnitOfWork, row: PrebootRow) -> VmRow | None:
