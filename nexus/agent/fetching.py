@@ -4,10 +4,10 @@ What was received before a failure, or before the agent was killed, is not sent 
 runs for a host that shares its store with the manager.
 """
 
+import errno
 from collections.abc import Callable, Iterable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -175,9 +175,9 @@ class Fetcher:
             self._reserved.pop(sha256, None)
             enough = False
             while not enough:
-                keep = set(self._in_use())
+                keep, promised = set(self._in_use()), dict(self._reserved)
                 going, missing = await _in_thread(
-                    partial(self._look_for_room, sha256, where.data_bytes, keep)
+                    partial(self._look_for_room, sha256, where.data_bytes, keep, promised)
                 )
                 if missing:
                     raise FetchFailed(
@@ -186,6 +186,7 @@ class Fetcher:
                         "all that no VM uses may go",
                         suggestion="delete VMs on this host (nexus ls), give it a larger disk, or "
                         "raise NEXUS_STORE_LIMIT_MIB",
+                        passing=bool(promised),  # Those may end without what they were promised.
                     )
                 enough = await self._forget(going)
             self._reserved[sha256] = where.data_bytes
@@ -203,14 +204,22 @@ class Fetcher:
             await _in_thread(partial(aside.unlink, missing_ok=True))
         return True
 
-    def _look_for_room(self, sha256: str, needed: int, keep: set[str]) -> tuple[list[str], int]:
-        """What is to go, and how much is missing then."""
+    def _look_for_room(
+        self, sha256: str, needed: int, keep: set[str], promised: dict[str, int]
+    ) -> tuple[list[str], int]:
+        """What is to go, and how much is missing then; others fetch what is ``promised``."""
         incoming.clear(self._store, keep | self._fetches.keys())
         held = self._store.held()
+        # Of these, what came meanwhile is among what is held, and takes no more.
+        here = {blob.sha256 for blob in held}
+        promised = {other: size for other, size in promised.items() if other not in here}
+        to_come = sum(
+            max(0, size - _received(self._store, other)) for other, size in promised.items()
+        )
         # What was received of it already needs no more room.
-        free = room.left(self._store.root) + _allocated(incoming.file_of(self._store, sha256))
+        free = room.left(self._store.root) + _received(self._store, sha256) - to_come
         if self._limit_bytes is not None:
-            taken = sum(blob.disk_bytes for blob in held) + sum(self._reserved.values())
+            taken = sum(blob.disk_bytes for blob in held) + sum(promised.values())
             free = min(free, self._limit_bytes - taken)
         going = evict(held, keep, needed, free)
         if going is None:
@@ -223,11 +232,12 @@ def _until(where: BlobMap, offset: int) -> list[tuple[int, int]]:
     return [(start, end) for start, end in where.ranges if start < offset]
 
 
-def _allocated(file: Path) -> int:
-    try:
-        return file.stat().st_blocks * sparse.BLOCK
-    except FileNotFoundError:
-        return 0
+def _received(store: Store, sha256: str) -> int:
+    """What a content takes of the disk by now, also one that was put into the store just now."""
+    for file in (incoming.file_of(store, sha256), store.path(sha256)):
+        with suppress(FileNotFoundError):
+            return file.stat().st_blocks * sparse.BLOCK
+    return 0
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
@@ -246,4 +256,6 @@ def _told_as_fetch_failure() -> Iterator[None]:
         raise FetchFailed(
             f"the image store cannot be written: {error.strerror}",
             suggestion="free space on this host: df -h, nexus ls",
+            # Then room is looked for once more, and images that no VM uses may go.
+            passing=error.errno in (errno.ENOSPC, errno.EDQUOT),
         ) from error

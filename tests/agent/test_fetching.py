@@ -20,6 +20,7 @@ from nexus.agent.manager_images import ManagerImages
 from nexus.agent.settings import Settings
 from nexus.api.machines import Blob, Machine
 from nexus.ids import new_id
+from nexus.images import room
 from nexus.images.store import HeldBlob, Store
 from nexus.manager.app import create_app
 from nexus.manager.pipelines.builds import BuildPipeline
@@ -230,6 +231,48 @@ async def test_while_one_image_goes_a_vm_may_come_for_the_next(
         message, _, _ = await failure_of(fetcher, three)
     assert "no room" in message
     assert [place.mine.has(blob.sha256) for blob in (one, two)] == [False, True]
+
+
+async def test_free_space_is_promised_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = stored(place.mine, content(place.folder, "idle"))
+    one, two, three = (place.give(name) for name in ("one", "two", "three"))
+    monkeypatch.setattr(room, "left", lambda _: 12 * MIB)
+    place.gate.hold_after = 0
+    async with place.fetcher() as fetcher:
+        (first,) = fetcher.begin([one])
+        with anyio.fail_after(60):
+            while not place.gate.reads:  # noqa: ASYNC110 - it tells nobody
+                await anyio.sleep(0.005)
+        assert place.mine.has(idle.sha256)
+        (second,) = fetcher.begin([two])
+        with anyio.fail_after(60):
+            while len(place.gate.reads) < 2:  # noqa: ASYNC110 - it tells nobody
+                await anyio.sleep(0.005)
+        assert not place.mine.has(idle.sha256)
+        message, _, passing = await failure_of(fetcher, three)
+        assert ("no room" in message, passing) == (True, True), "the others may end without it"
+        place.gate.open()
+        await end_of(first, second)
+    assert (first.failure, second.failure) == (None, None)
+
+
+async def test_on_a_disk_that_fills_meanwhile_room_is_looked_for_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = stored(place.mine, content(place.folder, "idle"))
+    blob = place.give("disk")
+
+    def left(_place: Path | int) -> int:
+        if not place.mine.has(idle.sha256):
+            return 64 * MIB
+        return 0 if place.gate.reads else 20 * MIB
+
+    monkeypatch.setattr(room, "left", left)
+    async with place.fetcher() as fetcher:
+        (fetch,) = fetcher.begin([blob])
+        await end_of(fetch)
+    assert fetch.failure is None
+    assert [place.mine.has(one.sha256) for one in (idle, blob)] == [False, True]
 
 
 def test_small_holes_are_joined() -> None:
