@@ -159,19 +159,31 @@ def told(snapshot: HostSnapshot) -> Told:
 # -- files ---------------------------------------------------------------------------------------
 
 
+@dataclass
+class Placing:
+    """How far a snapshot's disks got on their way."""
+
+    begun: bool = False
+    """The first of the VM's own may be gone."""
+    done: bool = False
+
+
 def place(
     machine: Machine,
     snapshot: HostSnapshot,
     folder: SnapshotPaths,
     paths: VmPaths,
     owner: int | None,
+    placing: Placing | None = None,
 ) -> None:
-    """Puts the snapshot's disks where the VM has its own, for ever. Cut off, it is done again.
+    """Puts the snapshot's disks where the VM has its own, for ever. Cut off, it is done again;
+    ``placing`` tells how far it got.
 
     Blocks for the time of the clones. Raises StageFailed("disk").
     """
     volumes = {drive_file(d.name): d for d in machine.drives if d.volume is not None}
     read_only = {drive_file(d.name) for d in snapshot.machine.drives if d.read_only}
+    placing = placing or Placing()
     fresh: dict[Path, Path] = {}
     try:
         for file in snapshot.files:
@@ -187,10 +199,12 @@ def place(
                 made.chmod(0o600)
                 drives.own(made, owner)
         faults.point("load_placing")
+        placing.begun = True
         for target, made in fresh.items():
             made.replace(target)
         for drive in volumes.values():
             drives.ensure_volume(drive, paths.volume(drive.volume or ""), paths.root, owner)
+        placing.done = True
     except FileNotFoundError as error:
         raise gone(snapshot.id) from error
     except OSError as error:
@@ -236,18 +250,17 @@ async def make_ready(
     paths: VmPaths,
     tools: Tools,
     uid: int | None,
-    *,
-    disks: bool,
+    placing: Placing | None,
 ) -> None:
-    """Files and TAPs side by side; ``disks``: those of the VM are still to be replaced.
+    """Files and TAPs side by side; without ``placing`` the VM's disks are the snapshot's already.
 
     Raises StageFailed. The TAPs' rules are there before the guest goes on, so it never speaks
     with the addresses of the VM that the snapshot was taken of.
     """
 
     def files() -> None:
-        if disks:
-            place(machine, snapshot, folder, paths, uid)
+        if placing is not None:
+            place(machine, snapshot, folder, paths, uid, placing)
         link_memory(snapshot, folder, paths)
 
     try:

@@ -55,6 +55,8 @@ class Body:
         self._captures = Captures()
         self._taken: str | None = None
         """The last snapshot of this boot, once it was taken whole."""
+        self._unloaded: Record | None = None
+        """Of before the load that is under way, until that touches a disk."""
         self._introducing: Record | None = None
         """Of the boot whose guest is being told who it is."""
         self._images = ImagesOfOne(tools.fetcher, tools.store)

@@ -16,6 +16,7 @@ from nexus.agent.identity import KnownAs
 from nexus.agent.lacking import Look
 from nexus.agent.machine_end import KILL_TIMEOUT_S, Ended
 from nexus.agent.plan import wants_load, wants_new_root
+from nexus.agent.process import Vmm
 from nexus.agent.record import Record
 from nexus.agent.restarts import FRESH
 from nexus.agent.volumes import volumes_of
@@ -78,7 +79,7 @@ class Begun(Ended):
         new_root = wants_new_root(desired, record.root_boot)
         await starting.prepare(desired, paths, self._tools, record.uid, new_root=new_root)
         prepared = time.perf_counter()
-        self.record = self._record_of_boot()
+        self.record, self._unloaded = self._record_of_boot(), None
         self.record.told = tuning.wanted(desired)
         await self._launch(begun, prepared)
 
@@ -100,7 +101,7 @@ class Begun(Ended):
         record.identity = Identity(state="pending")
         record.told = loading.told(snapshot)
         record.last_snapshot = snapshot.id if record.tracks else None
-        self.record = record
+        self.record, self._unloaded = record, self.record
         await self._launch(begun, time.perf_counter())
 
     def _origin(self) -> Origin:
@@ -127,17 +128,36 @@ class Begun(Ended):
     async def _make_ready(self) -> None:
         """What a VMM needs that is to load. Raises StageFailed."""
         record = self.record
-        snapshot = self._shelf.find(record.loaded_from or "")
-        if snapshot is None:
-            raise loading.gone(record.loaded_from or "")
-        folder, disks_too = self._shelf.paths(snapshot.id), record.placing is not None
-        await loading.make_ready(
-            self.desired, snapshot, folder, self.paths, self._tools, record.uid, disks=disks_too
-        )
-        if disks_too:
+        placing = loading.Placing() if record.placing is not None else None
+        try:
+            snapshot = self._shelf.find(record.loaded_from or "")
+            if snapshot is None:
+                raise loading.gone(record.loaded_from or "")
+            folder = self._shelf.paths(snapshot.id)
+            await loading.make_ready(
+                self.desired, snapshot, folder, self.paths, self._tools, record.uid, placing
+            )
+        finally:
+            self._placed_so_far(placing)
+        if placing is not None:
             # Before the guest writes to them: from then on they are not replaced any more.
-            record.placed, record.placing = record.placing, None
             self._save()
+
+    def _placed_so_far(self, placing: loading.Placing | None) -> None:
+        record = self.record
+        if placing is None or not placing.begun:
+            return
+        self._unloaded = None
+        if placing.done:
+            record.placed, record.placing = record.placing, None
+
+    def _spare_disks(self) -> None:
+        """A load is over that touched no disk: what the VM has is what it had before."""
+        before, self._unloaded = self._unloaded, None
+        if before is not None:
+            self.record.placing = before.placing
+            self.record.configured_at = before.configured_at
+            self.record.root_boot = before.root_boot
 
     async def _undo_load(self) -> None:
         """What the host lacked for this boot it may have when it is asked for again."""
@@ -151,6 +171,7 @@ class Begun(Ended):
         await self._tools.network.remove_taps(self.id)
         record.boot, record.phase = record.boot - 1, "configured"
         record.pid = record.start_ticks = record.identity = record.loaded_from = None
+        self._spare_disks()
         self._note()
 
     def _record_of_boot(self) -> Record:
@@ -179,18 +200,15 @@ class Begun(Ended):
 
     async def _launch(self, begun: float, prepared: float) -> None:
         """Spawns the VMM of the boot that the record tells of, and waits for its guest."""
-        record, paths = self.record, self.paths
+        record = self.record
         self._tuner.begin()
         self._taken = record.last_snapshot
-        self._save()
-        faults.point("before_spawn")
         try:
-            vmm = starting.launch(record, paths, self._tools)
+            self._save()
+            faults.point("before_spawn")
+            vmm = await self._spawn()
         except StageFailed:
-            record.phase = "ended"
-            record.exited_at = _now()
-            record.exit_cause = "crashed"
-            await self._tools.network.remove_taps(self.id)
+            self._spare_disks()
             raise
         faults.point("after_spawn")
         self._hold(vmm)
@@ -208,6 +226,17 @@ class Begun(Ended):
             spawn_ms=_ms(spawned - prepared),
             api_ms=_ms(time.perf_counter() - spawned),
         )
+
+    async def _spawn(self) -> Vmm:
+        record = self.record
+        try:
+            return starting.launch(record, self.paths, self._tools)
+        except StageFailed:
+            record.phase = "ended"
+            record.exited_at = _now()
+            record.exit_cause = "crashed"
+            await self._tools.network.remove_taps(self.id)
+            raise
 
     async def _restart(self) -> None:
         """The boot that ended by itself once more, also one that was loaded: from its disks. Its

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from nexus.agent import loading
+from nexus.agent.layout import tap_name
 from nexus.api.devices import NicLimits
 from nexus.api.machines import Blob, Machine, MachineStatus
 from nexus.api.origins import Origin
@@ -362,6 +364,96 @@ def test_what_does_not_fit_here_is_refused_before_anything_is_touched(
     assert re.search("(?i)snapshot", status.error.fault_message or "")
     assert agent.vmms(damaged.id) == []
     agent.delete(damaged.id)
+    remove(agent, snapshot)
+
+
+@contextlib.contextmanager
+def lacking_its_disk(agent: Agent, snapshot: HostSnapshot) -> Iterator[None]:
+    """A snapshot of which no VM can be made."""
+    file = agent.run_dir / "snapshots" / snapshot.id / "rootfs.ext4"
+    file.rename(agent.dir / "away")
+    try:
+        yield
+    finally:
+        (agent.dir / "away").rename(file)
+
+
+def stopped(machine: Machine) -> Machine:
+    return changed(machine, power="stopped", stop_timeout_s=0)
+
+
+def next_boot(machine: Machine, number: int) -> Machine:
+    return changed(machine, power="running", boot=number)
+
+
+def put_back(machine: Machine, snapshot: HostSnapshot, number: int) -> Machine:
+    return next_boot(machine, number).model_copy(
+        update={"origin": Origin(snapshot=snapshot.id, boot=number)}
+    )
+
+
+def test_what_failed_before_it_touched_a_disk_leaves_the_vm_its_own(
+    agent: Agent, tiny_kernel: Path, source: Machine
+) -> None:
+    write(disk(agent, source), b"of the guest")
+    snapshot = capture(agent, source)
+    agent.put(wish := stopped(source))
+    write(disk(agent, source), b"of  a  later")
+    with lacking_its_disk(agent, snapshot):
+        assert "no snapshot" in failed(agent.put(wish := put_back(wish, snapshot, 2)), "disk")
+        # One that never had disks has none still, and does not boot from its image's.
+        copy = clone(agent, tiny_kernel, snapshot)
+        assert "no snapshot" in failed(agent.put(copy), "disk")
+    assert agent.put(next_boot(copy, 2)).state == "running"
+    assert begins_with(disk(agent, copy), b"of the guest")
+    agent.delete(copy.id)
+    remove(agent, snapshot)
+    assert agent.put(next_boot(wish, 3)).state == "running"
+    assert begins_with(disk(agent, source), b"of  a  later")
+
+
+def test_what_failed_once_the_disks_were_placed_needs_its_snapshot_no_more(
+    agent: Agent, source: Machine
+) -> None:
+    write(disk(agent, source), b"of the guest")
+    snapshot = capture(agent, source)
+    agent.put(wish := stopped(source))
+    write(disk(agent, source), b"of  a  later")
+    tap = tap_name(source.id, 0)
+    subprocess.run(["ip", "link", "add", tap, "type", "bridge"], check=True)
+    try:
+        failed(agent.put(wish := put_back(wish, snapshot, 2)), "network")
+    finally:
+        subprocess.run(["ip", "link", "del", tap], check=True)
+    remove(agent, snapshot)
+    assert agent.put(next_boot(wish, 3)).state == "running"
+    assert begins_with(disk(agent, source), b"of the guest")
+
+
+def test_an_agent_that_did_not_begin_a_load_takes_disks_for_half_placed(
+    agent: Agent, source: Machine
+) -> None:
+    write(disk(agent, source), b"of the guest")
+    snapshot = capture(agent, source)
+    agent.put(wish := stopped(source))
+    write(disk(agent, source), b"of  a  later")
+    agent.stop()
+    agent.start(NEXUS_FAULT="load_placing")
+    wish = put_back(wish, snapshot, 2)
+    with contextlib.suppress(httpx.TransportError):
+        agent.put(wish)
+    assert agent.process is not None
+    agent.process.wait(timeout=60)
+    with lacking_its_disk(agent, snapshot):
+        agent.start()
+        for number in (2, 3):
+            wish = next_boot(wish, number)
+            assert "no snapshot" in failed(agent.put(wish), "disk")
+        # What fails later and touches nothing does not make them whole either.
+        wish = put_back(wish, snapshot, 4)
+        assert "no snapshot" in failed(agent.put(wish), "disk")
+    assert agent.put(next_boot(wish, 5)).state == "running"
+    assert begins_with(disk(agent, source), b"of the guest")
     remove(agent, snapshot)
 
 
