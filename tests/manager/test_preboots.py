@@ -250,6 +250,38 @@ async def test_a_diff_on_a_clone_keeps_nothing(
     assert (await manager.http.get("/v1/snapshots/diff")).json()["item"]["needs_parent"] is False
 
 
+async def test_a_clone_without_its_disks_keeps_the_snapshot_alone(
+    sqlite_manager: Manager, agent: AgentDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose host did not take it might yet be started; the pool goes all the same."""
+    manager = sqlite_manager
+    monkeypatch.setattr(pipeline, "POOL_LOOK_S", 60.0)
+    monkeypatch.setattr(pipeline, "LATER_S", 0.1)
+    await manager.add_image("kernel", "tiny")
+    await make(manager, spec={"kernel": "tiny", "mem_mib": 32}, preboot=True, pool=1)
+    await use(manager, name="first")
+    ready = await comes_to(manager, "ready")
+    await until("one waits", lambda: pool(manager))
+
+    def refuse() -> None:
+        raise InvalidState("not now")
+
+    agent.faults.append(refuse)
+    await manager.http.post("/v1/templates/web/instantiate", json={"name": "many", "count": 2})
+
+    async def failed() -> list[str]:
+        items = (await manager.http.get("/v1/vms?name=many")).json()["items"]
+        return [item["name"] for item in items if item["state"] == "error"]
+
+    (lost,) = await until("one is refused", failed)
+    assert (await manager.http.delete("/v1/templates/web")).status_code == 200
+    await until("nothing waits any more", lambda: no_pool(manager))
+    kept = await manager.http.get(f"/v1/snapshots/{ready['snapshot_id']}")
+    assert kept.json()["item"]["state"] == "ready"
+    await manager.http.delete(f"/v1/vms/{lost}?wait=deleted")
+    await until("nothing is left", lambda: nothing_left(manager))
+
+
 async def test_a_pool_is_as_full_as_there_is_room(tmp_path: Path) -> None:
     async with (
         AgentDouble(tmp_path / "agent.sock", mem_mib=128).serving() as agent,

@@ -162,3 +162,22 @@ async def test_what_cannot_be(sqlite_manager: Manager, agent: AgentDouble) -> No
     agent.hold.set()
     await manager.becomes("slow", "running")
     assert (await manager.http.delete("/v1/snapshots/base?wait=deleted")).status_code == 200
+
+
+async def test_a_snapshot_stays_until_its_clones_have_their_disks(
+    sqlite_manager: Manager, agent: AgentDouble
+) -> None:
+    """Also for one that is not to run any more: its next start needs them."""
+    manager = sqlite_manager
+    await manager.add_defaults()
+    await manager.create(name="web")
+    await take(manager, name="base")
+    agent.hold = anyio.Event()
+    await clone(manager, "", name="job")
+    assert (await manager.http.post("/v1/vms/job/stop")).status_code == 200
+    answer = await manager.http.delete("/v1/snapshots/base")
+    assert (answer.status_code, answer.json()["error"]) == (409, "in_use")
+    assert "nexus rm job" in answer.json()["suggestion"]
+    agent.hold.set()
+    await manager.becomes("job", "stopped")
+    assert (await manager.http.delete("/v1/snapshots/base?wait=deleted")).status_code == 200

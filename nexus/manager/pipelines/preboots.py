@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Ok
-from nexus.api.errors import AddressPoolExhausted, NexusError, NoCapacity, QuotaExceeded
+from nexus.api.errors import AddressPoolExhausted, InUse, NexusError, NoCapacity, QuotaExceeded
 from nexus.api.guest import GuestInfo
 from nexus.ids import new_id
 from nexus.manager import specs, wanting
@@ -289,23 +289,29 @@ class PrebootPipeline:
                 held.next_attempt_at = unit.at + timedelta(seconds=for_s or 0)
 
     async def _let_go(self, row: PrebootRow) -> None:
-        """Removes the VM and the snapshot, and the row when nobody needs them any more."""
-        try:
-            async with change(self.db, _caller(row), "preboot.delete", target=row.id) as unit:
-                held = await _held(unit.session, row)
-                told = await _remove_vm(unit, row)
-                for vm in await unit.session.scalars(_pool_of(row).with_for_update()):
-                    wanting.act(unit, vm, "delete", because=("deleting", "its pool goes"))
-                    told = vm
-                if (snapshot := await _snapshot(unit, row)) is not None:
-                    # Diffs that users took of clones are made whole by their host.
-                    await snapshots.check_not_needed(unit.session, snapshot, merge=True)
-                    snapshots.discard(snapshot, unit.at)
-                await unit.session.delete(held)
-        except NexusError as error:
-            log.info("a prebooted VM is needed still", preboot=row.id, error=error.message)
+        """Removes the VM and the pool, then the snapshot and the row when nobody needs them any
+        more: a clone that has not got its disks yet does."""
+        async with self.db.read() as session:
+            vms = [await _vm(session, row), *await session.scalars(_pool_of(row))]
+            snapshot = await session.get(SnapshotRow, row.snapshot_id) if row.snapshot_id else None
+            waits = not any(vms) and snapshot is not None and await _is_needed(session, snapshot)
+        if waits:
             await self._later(row, LATER_S)
             return
+        async with change(self.db, _caller(row), "preboot.delete", target=row.id) as unit:
+            held = await _held(unit.session, row)
+            told = await _remove_vm(unit, row)
+            for vm in await unit.session.scalars(_pool_of(row).with_for_update()):
+                wanting.act(unit, vm, "delete", because=("deleting", "its pool goes"))
+                told = vm
+            snapshot = await _snapshot(unit, row)
+            if snapshot is not None and await _is_needed(unit.session, snapshot):
+                leases.release(held)
+                held.next_attempt_at = unit.at + timedelta(seconds=LATER_S)
+            else:
+                if snapshot is not None:
+                    snapshots.discard(snapshot, unit.at)
+                await unit.session.delete(held)
         self._tell(told)
         self.captures.hint()
 
@@ -388,6 +394,17 @@ async def _vm(session: AsyncSession, row: PrebootRow, *, lock: bool = False) -> 
         VmRow.project == row.project, VmRow.name == row.vm_name, VmRow.power != "deleted"
     )
     return await session.scalar(query.with_for_update() if lock else query)
+
+
+async def _is_needed(session: AsyncSession, snapshot: SnapshotRow) -> bool:
+    """Whether VMs are on their way from it. Diffs on top of it are none of it: their host makes
+    them whole."""
+    try:
+        await snapshots.check_not_needed(session, snapshot, merge=True)
+    except InUse as error:
+        log.info("a prebooted VM is needed still", snapshot=snapshot.id, error=error.message)
+        return True
+    return False
 
 
 async def _snapshot(unit: UnitOfWork, row: PrebootRow) -> SnapshotRow | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import anyio
-from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -138,7 +138,7 @@ class Snapshots:
 
         VMs that were loaded from it have what they need. With ``merge`` its host makes diffs on
         top of it whole first. Raises NotFound, InvalidState, or InUse with what needs it: such
-        diffs, and VMs that are being loaded.
+        diffs, and VMs that are being loaded or have no disks yet.
         """
         await self._look_at_children(caller.project, ref)
         async with change(self.db, caller, "snapshot.delete", target=ref) as unit:
@@ -216,17 +216,22 @@ def discard(row: SnapshotRow, now: datetime) -> None:
 
 async def check_not_needed(session: AsyncSession, row: SnapshotRow, *, merge: bool) -> None:
     """Raises InUse with what would be broken without this snapshot."""
-    loading = select(VmRow.name).where(
-        VmRow.origin_id == row.id,
+    is_being_loaded = and_(
         VmRow.origin_boot == VmRow.boot,
         VmRow.unsettled.is_(True),
         VmRow.power.in_(("running", "paused")),
     )
-    names = (await session.scalars(loading.order_by(VmRow.id).limit(4))).all()
+    # One that was stopped or failed before its host had placed its disks: its next start does.
+    has_no_disks = and_(VmRow.configured_at.is_(None), VmRow.power != "deleted")
+    needing = select(VmRow.name).where(
+        VmRow.origin_id == row.id, or_(is_being_loaded, has_no_disks)
+    )
+    names = (await session.scalars(needing.order_by(VmRow.id).limit(4))).all()
     if names:
         raise InUse(
-            f"VM {_some(names)} is being loaded from the snapshot {row.name!r}",
-            suggestion="wait until it runs: nexus ls",
+            f"VM {_some(names)} has not got everything from the snapshot {row.name!r} yet",
+            suggestion="wait until it runs or is configured (nexus ls), or delete it: "
+            f"nexus rm {names[0]}",
         )
     diffs = [] if merge else [child.name for child in await children(session, row.id)]
     if diffs:
