@@ -177,7 +177,7 @@ class Fleet:
         async with machine.captures.turn:
             if (kept := self.shelf.find(order.id)) is not None:
                 return _same(kept, order)
-            with self.shelf.making(order.id) as folder:
+            with self.shelf.making(order.id, order.parent_id) as folder:
                 base = machine.base_of(order)
                 fits = base is not None and capture.tells_pages(folder.dir)
                 if base is None or not fits or not await self.shelf.lay_under(base, folder):

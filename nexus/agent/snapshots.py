@@ -34,6 +34,8 @@ class Shelf:
         self._kept: dict[str, HostSnapshot] = {}
         self._made: dict[str, anyio.Event] = {}
         """Those in the making, each with its end."""
+        self._parents: dict[str, str] = {}
+        """What the diffs among them lean on."""
         self._turn = anyio.Lock()
         """One merge or deletion at a time: each changes what another may lean on."""
 
@@ -76,10 +78,11 @@ class Shelf:
     # -- making one ------------------------------------------------------------------------------
 
     @contextmanager
-    def making(self, snapshot_id: str) -> Iterator[SnapshotPaths]:
-        """A folder for a snapshot in the making, which is gone at the end: kept, or removed.
+    def making(self, snapshot_id: str, parent_id: str | None = None) -> Iterator[SnapshotPaths]:
+        """A folder for a snapshot in the making, which is gone at the end: kept, or removed. A diff
+        names its parent, which stays until then.
 
-        Raises Conflict when there is one already, HostFull.
+        Raises Conflict when there is one already, or no such parent; HostFull.
         """
         paths = self._layout.snapshot_in_making(snapshot_id)
         if snapshot_id in self._made:
@@ -87,13 +90,21 @@ class Shelf:
                 f"the snapshot {snapshot_id} is being taken of another VM",
                 suggestion="give this one an id of its own",
             )
+        if parent_id is not None and parent_id not in self._kept:
+            raise Conflict(
+                f"the parent {parent_id} is not on this host any more",
+                suggestion="take a full snapshot first",
+            )
         self._made[snapshot_id] = made = anyio.Event()
+        if parent_id is not None:
+            self._parents[snapshot_id] = parent_id
         try:
             _make_folder(paths.dir)
             yield paths
         finally:
             disks.remove_tree(paths.dir)
             del self._made[snapshot_id]
+            self._parents.pop(snapshot_id, None)
             made.set()
 
     async def keep(self, snapshot_id: str, seal: Callable[[], HostSnapshot]) -> HostSnapshot:
@@ -174,20 +185,36 @@ class Shelf:
 
     async def delete(self, snapshot_id: str) -> None:
         """Removes a snapshot; succeeds when there is none. Diffs that lean on it are made whole
-        first. VMs that were loaded from it keep what they have. Raises HostFull."""
+        first, also one that is being taken. VMs that were loaded from it keep what they have.
+        Raises HostFull."""
         if snapshot_id in self._made:
             await self._made[snapshot_id].wait()
+        while (awaited := await self._delete(snapshot_id)) is not None:
+            await awaited.wait()
+
+    async def _delete(self, snapshot_id: str) -> anyio.Event | None:
+        """The end of a diff in the making that leans on it; then it is there still."""
         async with self._turn:
+            while (child := self._leaning(snapshot_id)) is not None:
+                await self._whole(child)
+            # From here to the renaming nothing waits, so that no diff is begun or kept.
+            for making, parent_id in self._parents.items():
+                if parent_id == snapshot_id:
+                    return self._made[making]
             if snapshot_id not in self._kept:
-                return
-            for child in self.all():
-                if child.needs_parent and child.parent_id == snapshot_id:
-                    await self._whole(child.id)
+                return None
             going = self._layout.snapshot_going(snapshot_id).dir
             self._layout.snapshot(snapshot_id).dir.rename(going)
             del self._kept[snapshot_id]
             faults.point("snapshot_going")
             await anyio.to_thread.run_sync(disks.remove_tree, going)
+        return None
+
+    def _leaning(self, snapshot_id: str) -> str | None:
+        """A diff that has not all of its memory without that one."""
+        return next(
+            (m.id for m in self.all() if m.needs_parent and m.parent_id == snapshot_id), None
+        )
 
 
 def _make_folder(folder: Path) -> None:

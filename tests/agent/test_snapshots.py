@@ -269,7 +269,10 @@ def test_what_cannot_be_captured_is_refused(agent: Agent, tiny_kernel: Path) -> 
     refused(put(agent, order(machine)), 409, "does not run")
     agent.put(changed(machine))
     diff = order(machine).model_copy(update={"kind": "diff", "parent_id": new_id()})
-    refused(put(agent, diff), 409, "track_dirty_pages")
+    refused(put(agent, diff), 409, "not on this host")
+    full = capture(agent, machine)
+    refused(put(agent, order(machine, full)), 409, "track_dirty_pages")
+    remove(agent, full)
     wish = order(machine)
     other = agent.http.put(f"/agent/v1/snapshots/{new_id()}", json=wish.model_dump())
     assert other.status_code == 400
