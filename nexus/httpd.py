@@ -425,7 +425,23 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def server(app: App, *, drain_s: int = 3) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """uvicorn's, which ends as well when the application's background work does."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it never served, or the application's lifespan ended with an error."""
+        return not self.started or bool(self.lifespan.error_occurred)
+
+    async def on_tick(self, counter: int) -> bool:
+        # Else it would answer for ever, and do nothing of what it answers.
+        if self.lifespan.error_occurred:
+            log.critical("the background work has ended; so does the process")
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def server(app: App, *, drain_s: int = 3) -> Server:
     """A uvicorn server without its own signal-less logging; run it with ``serve(sockets=[…])``."""
     config = uvicorn.Config(
         app,
@@ -441,4 +457,4 @@ def server(app: App, *, drain_s: int = 3) -> uvicorn.Server:
         server_header=False,
         timeout_graceful_shutdown=drain_s,
     )
-    return uvicorn.Server(config)
+    return Server(config)

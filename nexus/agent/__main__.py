@@ -41,8 +41,8 @@ def main() -> int:
             raise SettingsInvalid("the agent makes TAPs and bridges: run it as root")
         if arguments.teardown:
             teardown(settings)
-        else:
-            run(settings)
+        elif not run(settings):
+            return 1
     except (SettingsInvalid, NexusError, OSError, TimeoutError) as error:
         cure = getattr(error, "suggestion", None)
         sys.stderr.write(f"nexus agent: {error}\n" + (f"  {cure}\n" if cure else ""))
@@ -52,8 +52,9 @@ def main() -> int:
     return 0
 
 
-def run(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT; VMs keep running."""
+def run(settings: Settings) -> bool:
+    """Serves until SIGTERM or SIGINT; VMs keep running. False when that ended by a failure, which
+    is in the log."""
     settings.check_bind()
     _raise_file_limit()
     layout = Layout(settings.run_dir)
@@ -72,6 +73,7 @@ def run(settings: Settings) -> None:
             with httpd.listen(settings.bind) as listener:
                 log.info("agent ready", bind=settings.bind, engine=tools.engine)
                 anyio.run(_serve, server, listener, feed, backend_options={"use_uvloop": True})
+            return not server.failed
         finally:
             links.close()
 

@@ -10,7 +10,8 @@ from nexus.manager.config import BadSetting, Settings
 
 
 def main() -> int:
-    """Serves until SIGTERM or SIGINT. 2 for a setting that means nothing."""
+    """Serves until SIGTERM or SIGINT. 1 when it could not or its background work failed; 2 for a
+    setting that means nothing."""
     httpd.configure_logging()
     try:
         settings = Settings.from_env()
@@ -22,7 +23,7 @@ def main() -> int:
     server = httpd.server(app, drain_s=2)
     httpd.keep_what_is_there()
     uvloop.run(server.serve(sockets=[listener]))
-    return 0 if server.started else 1
+    return 1 if server.failed else 0
 
 
 if __name__ == "__main__":

@@ -17,11 +17,14 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect
 
+from nexus import httpd
 from nexus.ids import new_id
+from nexus.manager.app import create_app
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import ImageRow
+from nexus.manager.pipelines.expiry import ExpiryPipeline
 from tests.manager.agent_double import AgentDouble
-from tests.manager.core import until
+from tests.manager.core import settings_for, until
 
 pytestmark = pytest.mark.anyio
 
@@ -95,6 +98,36 @@ async def process(
         await db.close()
         yield made, http
         made.kill()
+
+
+async def test_a_manager_whose_background_work_fails_ends(
+    tmp_path: Path, sqlite_url: str, agent: AgentDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than answer for ever and do nothing of it: whoever watches it starts another."""
+    cause = anyio.Event()
+
+    async def fail(_: ExpiryPipeline) -> None:
+        await cause.wait()
+        raise RuntimeError("a fault nobody thought of")
+
+    monkeypatch.setattr(ExpiryPipeline, "run", fail)
+    server = httpd.server(create_app(settings_for(tmp_path, sqlite_url, agent.url)))
+    server.config.loop = "none"
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    listener = httpd.listen("127.0.0.1:0")
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with anyio.fail_after(30):
+        async with httpx.AsyncClient(base_url=url) as http, anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: server.serve(sockets=[listener]))
+
+            async def serves() -> bool:
+                return server.started
+
+            await until("it serves", serves)
+            assert (await http.get("/healthz")).status_code == 200
+            assert not server.failed
+            cause.set()
+    assert server.failed
 
 
 async def test_killed_at_any_moment_of_a_create(
