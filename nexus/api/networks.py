@@ -24,6 +24,11 @@ NetworkName = Annotated[
 NetworkRef = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,35}$")]
 """A network's id or its name."""
 
+MOST_NETWORKS = 1000
+"""So many a host is told of, its own among them."""
+MOST_FORWARDS = 4000
+"""So many ports of a host lead to VMs: the longest list of both fits into one body."""
+
 DEFAULT_NETWORK = "default"
 """The network of VMs that name none: the host's own NAT network."""
 
@@ -247,7 +252,7 @@ class HostForward(Wire):
 class HostNetworks(Wire):
     """All that a host has beside its VMs: the whole of it, each time."""
 
-    networks: Annotated[list[HostNetworkSpec], Field(max_length=1000)]
+    networks: Annotated[list[HostNetworkSpec], Field(max_length=MOST_NETWORKS)]
     forwards: Annotated[list[HostForward], Field(max_length=65535)]
 
 

@@ -1,18 +1,31 @@
 """Networks, addresses and port forwards, from the API to what the host is told."""
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import delete
 
 from nexus.api.errors import Conflict
-from nexus.api.networks import NetworkError
+from nexus.api.networks import (
+    MOST_FORWARDS,
+    MOST_NETWORKS,
+    HostForward,
+    HostNetworks,
+    HostNetworkSpec,
+    NetworkError,
+)
+from nexus.httpd import MAX_BODY_BYTES
+from nexus.ids import new_id
 from nexus.manager import subnets
+from nexus.manager.db.tables import NetworkRow, PortForwardRow
 from tests.manager.agent_double import AgentDouble
 from tests.manager.core import Manager, running, settings_for, until
 
@@ -240,6 +253,102 @@ async def test_forwards(manager: Manager, agent: AgentDouble) -> None:
         return agent.networks[-1].forwards == []
 
     await until("forwards go with their VM", none_left)
+
+
+async def add_networks(manager: Manager, number: int) -> None:
+    """Rows as they would be after as many requests."""
+    now = datetime.now(UTC)
+    async with manager.runtime.db.write() as session:
+        session.add_all(
+            NetworkRow(
+                id=new_id(),
+                project="other",
+                name=f"n{index}",
+                kind="isolated",
+                cidr=f"10.{128 + index // 64}.{index % 64 * 4}.0/22",
+                state="pending",
+                bridge="",
+                isolate_vms=False,
+                dhcp=False,
+                reserved=[],
+                allow=[],
+                last_address=0,
+                created_at=now,
+                updated_at=now,
+            )
+            for index in range(number)
+        )
+
+
+async def test_there_are_no_more_networks_than_a_host_takes(
+    manager: Manager, agent: AgentDouble
+) -> None:
+    await add_networks(manager, MOST_NETWORKS - 2)
+    await make(manager, name="last")
+    assert len(agent.networks[-1].networks) == MOST_NETWORKS
+    refused = await error_of(manager, "POST", "/v1/networks", 409, name="more")
+    assert f"there are {MOST_NETWORKS - 1} networks" in refused
+
+
+async def test_more_networks_than_a_host_takes_stop_nothing_else(
+    manager: Manager, agent: AgentDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a manager that knew no such bound."""
+    monkeypatch.setattr("nexus.manager.pipelines.networks.RETRY_S", 0.1)
+    told = len(agent.networks)
+    with structlog.testing.capture_logs() as logs:
+        await add_networks(manager, MOST_NETWORKS)
+        manager.runtime.network_push.hint()
+
+        async def noticed() -> bool:
+            return any("cannot be told its networks" in each["event"] for each in logs)
+
+        await until("it is noticed", noticed)
+    assert len(agent.networks) == told
+    await manager.create(name="one")
+    async with manager.runtime.db.write() as session:
+        await session.execute(delete(NetworkRow).where(NetworkRow.project == "other"))
+    await make(manager, name="again")
+
+
+def test_all_that_a_host_is_told_fits_into_one_body() -> None:
+    spec = HostNetworkSpec(
+        id=new_id(),
+        name="n" * 32,
+        kind="isolated",
+        cidr="100.100.100.104/29",
+        gateway="100.100.100.105",
+        uplink="u" * 15,
+        isolate_vms=False,
+        dns=["100.100.100.100"] * 3,
+        allow=["tcp/65535"] * 32,
+    )
+    forward = HostForward(protocol="tcp", host_port=65535, ip="100.100.100.100", guest_port=65535)
+    wanted = HostNetworks(networks=[spec] * MOST_NETWORKS, forwards=[forward] * MOST_FORWARDS)
+    assert len(wanted.model_dump_json()) <= MAX_BODY_BYTES
+
+
+async def test_there_are_no_more_forwards_than_a_host_is_told(manager: Manager) -> None:
+    vm = await manager.create(name="web")
+    async with manager.runtime.db.write() as session:
+        session.add_all(
+            PortForwardRow(
+                id=new_id(),
+                project="default",
+                vm_id=vm["id"],
+                host_id=vm["host_id"],
+                protocol="udp",
+                host_port=1 + index,
+                guest_port=1,
+                iface="eth0",
+                ip="10.77.0.2",
+                created_at=datetime.now(UTC),
+            )
+            for index in range(MOST_FORWARDS)
+        )
+    wish = {"host_port": 9000, "guest_port": 80}
+    refused = await error_of(manager, "POST", "/v1/vms/web/forwards", 409, **wish)
+    assert f"{MOST_FORWARDS} ports" in refused
 
 
 async def test_the_doctor_asks_the_host_and_knows_what_it_cannot(

@@ -20,7 +20,7 @@ from nexus.manager import observe
 from nexus.manager.agents import Agent, Agents
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow
-from nexus.manager.pipelines import measuring
+from nexus.manager.pipelines import measuring, networks
 from nexus.manager.pipelines.networks import NetworkPush, home_network
 from nexus.manager.pipelines.vms import VmPipeline
 
@@ -72,7 +72,7 @@ class HostPipeline:
                 host_id = await self._greet()
                 retry_s = RETRY_FIRST_S
                 await self._follow(host_id)
-            except* (NexusError, SQLAlchemyError, OSError) as group:
+            except* (NexusError, SQLAlchemyError, OSError, ValueError) as group:
                 for error in _leaves(group):
                     log.warning("following the agent failed", agent=self.url, error=str(error))
             try:
@@ -125,11 +125,21 @@ class HostPipeline:
         agent = self.agents.at(self.url)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._beat, agent, host_id)
-            tasks.start_soon(self.networks.run, agent, host_id)
+            tasks.start_soon(self._tell_networks, agent, host_id)
             tasks.start_soon(measuring.run, self.db, agent, host_id)
             if self.heals:
                 tasks.start_soon(self._reap_orphans, agent)
             await self._listen(agent, host_id)
+
+    async def _tell_networks(self, agent: Agent, host_id: str) -> None:
+        """Goes on without the rest of what concerns the host: rows that no host can be told, such
+        as too many of them, are no reason to lose sight of its VMs."""
+        while True:
+            try:
+                await self.networks.run(agent, host_id)
+            except ValueError as error:
+                log.error("a host cannot be told its networks", host_id=host_id, error=str(error))
+            await anyio.sleep(networks.RETRY_S)
 
     async def _beat(self, agent: Agent, host_id: str) -> None:
         misses = 0

@@ -51,7 +51,8 @@ class NetworkPush:
             wake.set()
 
     async def run(self, agent: Agent, host_id: str) -> None:
-        """Keeps one host told until cancelled. Raises HostUnreachable."""
+        """Keeps one host told until cancelled. Raises HostUnreachable, and ValueError for more than
+        a host can be told."""
         told: HostNetworks | None = None
         failed_at: float | None = None
         while True:

@@ -1,11 +1,12 @@
 """Port forwards: ports of hosts that lead to VMs."""
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Created
 from nexus.api.errors import Conflict, InvalidState, NotFound
-from nexus.api.networks import PortForward, PortForwardCreate
+from nexus.api.networks import MOST_FORWARDS, PortForward, PortForwardCreate
 from nexus.ids import new_id
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import NetworkRow, PortForwardRow
@@ -44,6 +45,7 @@ class Forwards:
                         "leads to VMs on NAT networks only",
                         suggestion="give the VM a NIC on a network of kind nat",
                     )
+                await _check_room(unit.session, vm.host_id)
                 row = PortForwardRow(
                     id=new_id(),
                     project=caller.project,
@@ -94,6 +96,15 @@ class Forwards:
                 .order_by(PortForwardRow.host_port, PortForwardRow.protocol)
             )
             return [to_forward(row) for row in await session.scalars(query)]
+
+
+async def _check_room(session: AsyncSession, host_id: str) -> None:
+    made = select(func.count()).select_from(PortForwardRow).where(PortForwardRow.host_id == host_id)
+    if (await session.scalar(made) or 0) >= MOST_FORWARDS:
+        raise Conflict(
+            f"{MOST_FORWARDS} ports of that host lead to VMs already, which is as many as can",
+            suggestion="give ports back that nobody needs: nexus forward ls, nexus forward rm",
+        )
 
 
 def to_forward(row: PortForwardRow) -> PortForward:

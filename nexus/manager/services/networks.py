@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Created, Page
 from nexus.api.errors import (
+    Conflict,
     InUse,
     InvalidState,
     NameTaken,
@@ -18,6 +19,7 @@ from nexus.api.errors import (
     ValidationFailed,
 )
 from nexus.api.networks import (
+    MOST_NETWORKS,
     Network,
     NetworkChange,
     NetworkCreate,
@@ -50,6 +52,7 @@ class Networks:
             async with change(self.db, caller, "network.create", target=network_id) as unit:
                 session = unit.session
                 hosts = (await session.scalars(select(HostRow).with_for_update())).all()
+                await _check_room(session)
                 taken = await _subnets_taken(session, hosts)
                 wanted = IPv4Network(request.cidr) if request.cidr else None
                 if wanted is None:
@@ -224,6 +227,16 @@ def to_network(row: NetworkRow, vms: int) -> Network:
         vms=vms,
         created_at=row.created_at,
     )
+
+
+async def _check_room(session: AsyncSession) -> None:
+    """Every host is told of all networks, and has one of its own besides."""
+    made = select(func.count()).select_from(NetworkRow).where(NetworkRow.host_id.is_(None))
+    if (await session.scalar(made) or 0) >= MOST_NETWORKS - 1:
+        raise Conflict(
+            f"there are {MOST_NETWORKS - 1} networks already, which is as many as a host takes",
+            suggestion="delete networks that nobody is on: nexus network ls, nexus network rm NAME",
+        )
 
 
 async def _subnets_taken(
