@@ -186,6 +186,13 @@ def changes_suffice(order: SnapshotOrder, record: Record, base: str | None) -> b
     return from_nothing or (base is not None and base == record.last_snapshot)
 
 
+def lies_over_base(order: SnapshotOrder, record: Record, base: str | None) -> bool:
+    """Whether what changed is to be laid over the memory of ``base``: only over what this boot was
+    when that was taken. With one of an earlier boot, the changes are all there is."""
+    ours = base is not None and base == record.last_snapshot
+    return order.kind == "full" and ours and changes_suffice(order, record, base)
+
+
 def tells_pages(folder: Path) -> bool:
     """Whether a hole in a file of this file system can be as small as a page of memory."""
     return os.statvfs(folder).f_bsize <= PAGE

@@ -72,7 +72,7 @@ class Captured(Begun):
         paused, applied = self.paused, record.told == tuning.wanted(desired)
         # What changed since an earlier one is known no more once the VMM begins.
         asked.changes = capture.changes_suffice(order, record, asked.base)
-        over_base = order.kind == "full" and asked.changes and asked.base is not None
+        over_base = capture.lies_over_base(order, record, asked.base)
         record.capturing, record.last_snapshot, self._taken = order.id, None, None
         record.captured = True
         self._save()

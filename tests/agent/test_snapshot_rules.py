@@ -173,6 +173,19 @@ def test_what_changed_suffices_where_the_rest_is_known() -> None:
     assert not suffices(last, captured=True, last_snapshot=new_id())
 
 
+def test_what_changed_is_laid_over_a_snapshot_of_the_same_boot_alone() -> None:
+    full, last = SnapshotOrder(id=new_id(), vm_id=new_id()), new_id()
+    anew = Record(engine="firecracker", phase="running", tracks=True)
+    since_last = anew.model_copy(update={"captured": True, "last_snapshot": last})
+    assert capture.lies_over_base(full, since_last, last)
+    # It booted while its turn was awaited: all that changed since is all there is.
+    assert capture.changes_suffice(full, anew, last)
+    assert not capture.lies_over_base(full, anew, last)
+    for base in (None, new_id()):
+        assert not capture.lies_over_base(full, since_last, base)
+    assert not capture.lies_over_base(diff(machine(), last), since_last, last)
+
+
 def test_a_guest_is_told_who_it_is_by_what_it_knows() -> None:
     source = machine(name="source")
     known = KnownAs.of(snapshot(source))
