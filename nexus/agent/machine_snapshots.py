@@ -88,7 +88,7 @@ class Captured(Begun):
         self._taken = order.id
         log.info("captured", vm=self.id, snapshot=order.id, kind=order.kind, pause_ms=pause_ms)
         machine = record.known_as.machine(desired) if record.known_as else desired
-        version = self._tools.engine_version
+        version = record.engine_version or self._tools.engine_version
         return Taken(order, over_base, machine, record.engine, version, applied, pause_ms, at)
 
     def _goes_on(self) -> bool:

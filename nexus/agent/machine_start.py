@@ -178,6 +178,7 @@ class Begun(Ended):
         record = self.record
         return Record(
             engine=record.engine,
+            engine_version=self._tools.engine_version,
             jailed=record.jailed,
             uid=record.uid,
             phase="starting",

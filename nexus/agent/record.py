@@ -26,6 +26,8 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=False)
 
     engine: Engine
+    engine_version: str | None = None
+    """Of the VMM of this boot, which an upgrade leaves alone; None when nobody wrote it down."""
     jailed: bool = False
     uid: int | None = None
     phase: Phase = "new"

@@ -23,6 +23,7 @@ from nexus.api.machines import Blob, Machine, MachineStatus
 from nexus.api.origins import Origin
 from nexus.api.snapshots import HostSnapshot
 from nexus.ids import new_id
+from nexus.vmm import binaries
 from tests.agent.forking import ForkedAgent
 from tests.agent.harness import Agent, until
 from tests.agent.snapshots import capture, clone, count, order, put, remove
@@ -260,6 +261,23 @@ def refused(answer: httpx.Response, status: int, words: str) -> dict[str, Any]:
     body: dict[str, Any] = answer.json()
     assert body["suggestion"]
     return body
+
+
+def test_a_snapshot_names_the_vmm_that_runs_and_not_the_one_that_is_installed(
+    agent: Agent, source: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = capture(agent, source)
+    with monkeypatch.context() as upgraded:
+        upgraded.setattr(binaries, "version_of", lambda _: "99.0.0")
+        agent.stop()
+        agent.start()
+    assert capture(agent, source).vmm_version == before.vmm_version
+    agent.put(changed(source, boot=2, stop_timeout_s=0))
+    assert capture(agent, source).vmm_version == "99.0.0"
+    agent.stop()
+    agent.start()
+    for item in shelf(agent):
+        assert agent.http.delete(f"/agent/v1/snapshots/{item}").status_code == 200
 
 
 def test_what_cannot_be_captured_is_refused(agent: Agent, tiny_kernel: Path) -> None:
