@@ -40,15 +40,17 @@ class KnownAs(BaseModel):
 
     @classmethod
     def of(cls, snapshot: HostSnapshot) -> "KnownAs":
-        return cls(vm_id=snapshot.vm_id, macs=[nic.mac for nic in snapshot.machine.nics])
+        # Not the VM that was captured: that one may not have been told who it was.
+        known = snapshot.machine
+        return cls(vm_id=known.id, macs=[nic.mac for nic in known.nics])
 
     def machine(self, machine: Machine) -> Machine:
-        """The machine with the addresses that its guest knows."""
+        """The machine with the id and the addresses that its guest knows."""
         nics = [
             nic.model_copy(update={"mac": mac})
             for nic, mac in zip(machine.nics, self.macs, strict=True)
         ]
-        return machine.model_copy(update={"nics": nics})
+        return machine.model_copy(update={"id": self.vm_id, "nics": nics})
 
 
 def machine_id(vm_id: str) -> str:

@@ -65,6 +65,7 @@ class HostSnapshot(Wire):
     """How long the guest stood still for it."""
     taken_at: Timestamp
     machine: Machine
-    """The machine as it was: its drives, and its NICs with the addresses its guest knows."""
+    """The machine as it was: its drives, and the id and the NICs' addresses that its guest knows,
+    which are another VM's while it has not been told who it is."""
     devices_told: bool = True
     """Its VMM knew the limits, sizes and balloon target that this machine names."""

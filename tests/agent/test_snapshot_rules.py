@@ -201,3 +201,6 @@ def test_a_guest_is_told_who_it_is_by_what_it_knows() -> None:
     # A clone that was not told passes on what its guest knows.
     assert known.machine(clone).nics[0].mac == nic(2).mac
     assert known.machine(clone).nics[0].ip == nic(7).ip
+    untold = snapshot(known.machine(clone), vm_id=clone.id)
+    assert identity_of(clone, KnownAs.of(untold)).machine_id == machine_id(clone.id)
+    assert identity_of(source, KnownAs.of(untold)).machine_id is None
