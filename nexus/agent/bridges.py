@@ -38,6 +38,11 @@ class Survey:
     uplink: Link | None = None
     """The interface that becomes a port of our bridge."""
 
+    @property
+    def way_out(self) -> str:
+        """The device that can be one network's only."""
+        return self.uplink.name if self.uplink else self.segment.bridge
+
 
 def survey(spec: HostNetworkSpec, installation: Installation, links: Links) -> Survey:
     """Looks whether the host can have the network. Raises NetworkFailed with a cure."""

@@ -154,14 +154,28 @@ class Networks:
         """How networks would be, the bridges of those that cannot be, and why not."""
         surveys: dict[str, Survey] = {}
         standing: dict[str, Segment] = {}
+        owners: dict[str, Survey] = {}
         errors: dict[str, NetworkFailed] = {}
         for spec in wanted.networks:
+            if spec.home:
+                continue
+            shared: Segment | None = None
             try:
-                if not spec.home:
-                    surveys[spec.id] = bridges.survey(spec, self.installation, self._links)
+                found = bridges.survey(spec, self.installation, self._links)
+                owner = owners.setdefault(found.way_out, found)
+                if owner is found:
+                    surveys[spec.id] = found
+                    continue
+                if not owner.segment.ours:
+                    # VMs that are there share the bridge, and so the rules that it has.
+                    shared = owner.segment
+                raise NetworkFailed(
+                    f"{found.way_out} is the uplink of the network {owner.spec.name} already",
+                    suggestion="put VMs on that network, or name another uplink (ip -br link)",
+                )
             except NetworkFailed as error:
                 errors[spec.id] = error
-                segment = bridges.standing(spec, self.installation, self._links)
+                segment = shared or bridges.standing(spec, self.installation, self._links)
                 if segment is not None:
                     standing[spec.id] = segment
         return surveys, standing, errors
@@ -257,9 +271,10 @@ class Networks:
         return services
 
     def _all_segments(self) -> list[Segment]:
+        by_bridge = {segment.bridge: segment for segment in self._segments.values()}
         if self._home_id is None:
-            return [self._home.segment(), *self._segments.values()]
-        return [*self._segments.values()]
+            return [self._home.segment(), *by_bridge.values()]
+        return [*by_bridge.values()]
 
     def _bridge_of(self, network_id: str) -> str:
         segment = self._segments.get(network_id)

@@ -152,8 +152,42 @@ def test_rules_stay_for_the_vms_of_a_network_that_cannot_be_any_more(
     assert _rules_on(bridge_name(lab.id), tap) == before
 
 
+def test_an_uplink_is_one_networks_only(agent: Agent, devices: None, tiny_kernel: Path) -> None:
+    """A second network behind it would undo what the first keeps from its guests."""
+
+    def bridged(uplink: str, **change: Any) -> HostNetworkSpec:
+        given = {"kind": "bridged", "uplink": uplink, "dhcp": False, "cidr": "198.18.0.0/24"}
+        return spec(**{**given, **change})
+
+    ip("link", "set", "fother0", "up")
+    first = bridged("fother0", name="first", isolate_vms=True)
+    second = bridged("fother0", allow=["tcp/22"])
+    machine = agent.machine(tiny_kernel)
+    nic = machine.nics[0].model_copy(update={"network": first.id, "ip": "198.18.0.2/24"})
+    assert _errors(agent, first) == [None]
+    agent.put(machine.model_copy(update={"nics": [nic]}))
+    until("it runs", lambda: agent.get(machine.id).state == "running")
+    tap = tap_name(machine.id, 0)
+    before = _rules_on(tap, "dport 22 accept")
+    assert len(before) == 4, "in the sets taps, addresses, apart and foreign"
+    none, error = _errors(agent, first, second)
+    assert none is None
+    assert error is not None
+    assert error.message == "fother0 is the uplink of the network first already"
+    assert _rules_on(tap, "dport 22 accept") == before
+    # An interface that becomes a port of our bridge is not taken away again either.
+    plain = [bridged("fwan0", name="plain"), bridged("fwan0", name="more")]
+    none, error = _errors(agent, *plain)
+    assert none is None
+    assert error is not None
+    assert "fwan0 is the uplink of the network plain" in error.message
+    assert _devices()["fwan0"] == bridge_name(plain[0].id)
+    agent.delete(machine.id)
+    assert _errors(agent, second) == [None]
+
+
 def _rules_on(*devices: str) -> list[str]:
-    """All that the kernel's rules say of these devices."""
+    """All of the kernel's rules that name these devices or ports."""
     done = subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True)
     return [line.strip() for line in done.stdout.splitlines() if any(d in line for d in devices)]
 

@@ -218,6 +218,16 @@ async def test_a_network_that_cannot_be_says_why(manager: Manager, agent: AgentD
     assert changed.json()["item"]["state"] == "ready"
 
 
+async def test_an_uplink_is_one_networks_only(manager: Manager) -> None:
+    body = {"kind": "bridged", "uplink": "eth9", "cidr": "192.0.2.0/24"}
+    await make(manager, name="wan", **body)
+    refused = await error_of(manager, "POST", "/v1/networks", 409, name="again", **body)
+    assert refused == "eth9 is the uplink of the network 'wan' already"
+    await make(manager, name="dmz", **{**body, "uplink": "eth8"})
+    await manager.http.delete("/v1/networks/wan")
+    await make(manager, name="again", **body)
+
+
 async def test_forwards(manager: Manager, agent: AgentDouble) -> None:
     await manager.create(name="web")
     await manager.create(name="other")

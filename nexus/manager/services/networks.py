@@ -53,6 +53,8 @@ class Networks:
                 session = unit.session
                 hosts = (await session.scalars(select(HostRow).with_for_update())).all()
                 await _check_room(session)
+                if request.uplink is not None:
+                    await _check_uplink(session, request.uplink)
                 taken = await _subnets_taken(session, hosts)
                 wanted = IPv4Network(request.cidr) if request.cidr else None
                 if wanted is None:
@@ -236,6 +238,16 @@ async def _check_room(session: AsyncSession) -> None:
         raise Conflict(
             f"there are {MOST_NETWORKS - 1} networks already, which is as many as a host takes",
             suggestion="delete networks that nobody is on: nexus network ls, nexus network rm NAME",
+        )
+
+
+async def _check_uplink(session: AsyncSession, uplink: str) -> None:
+    """Two networks behind one uplink would undo each other's rules and give addresses twice."""
+    other = await session.scalar(select(NetworkRow.name).where(NetworkRow.uplink == uplink))
+    if other is not None:
+        raise Conflict(
+            f"{uplink} is the uplink of the network {other!r} already",
+            suggestion="give VMs a NIC on that network, or name another interface of the host",
         )
 
 
