@@ -4,8 +4,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from nexus.api.errors import InvalidState
 from nexus.api.vms import VmError
@@ -296,6 +297,30 @@ async def test_a_pool_is_as_full_as_there_is_room(tmp_path: Path) -> None:
 
         await until("as many wait as there is room for", is_full)
         assert (await preboots(manager))[0]["pooled"] == 3
+
+
+async def test_nobody_waits_for_the_worker(
+    postgres_url: str, tmp_path: Path, agent: AgentDouble
+) -> None:
+    """Who makes VMs holds all hosts, or those of a pool; a worker wants these while it holds the
+    prebooted VM's row. So nobody but a worker may wait for that row."""
+    async with running(settings_for(tmp_path, postgres_url, agent.url)) as manager:
+        await manager.add_image("kernel", "tiny")
+        await make(manager, spec={"kernel": "tiny", "mem_mib": 32}, preboot=True, pool=1)
+        await use(manager, name="first")
+        await until("one waits", lambda: pool(manager))
+        async with manager.runtime.db.write() as session:
+            await session.execute(select(PrebootRow).with_for_update())
+            with anyio.fail_after(20):
+                taken = await use(manager, name="taken")
+        assert taken["item"]["origin"] is not None
+        async with manager.runtime.db.write() as session:
+            await session.execute(select(PrebootRow).with_for_update())
+            async with manager.runtime.db.write() as another:
+                await another.execute(update(HostRow).values(engine_version="9.9"))
+            with anyio.fail_after(20):
+                booted = await use(manager, name="booted", count=2)
+        assert booted["item"]["origin"] is None
 
 
 async def no_pool(manager: Manager) -> bool:

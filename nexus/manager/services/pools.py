@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, func, select
 from sqlalchemy.exc import IntegrityError
 
 from nexus.api.vms import Vm, VmCreate
@@ -11,6 +11,7 @@ from nexus.manager import devices, wanting
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.db.template_tables import PrebootRow
+from nexus.manager.services import preboots
 from nexus.manager.services.hosts import is_healthy
 from nexus.manager.services.template_use import TemplateUse
 from nexus.manager.services.vm_creation import VmCreation, check_free, name_taken, names_of
@@ -70,11 +71,8 @@ class Pools:
         )
         if len(rows) < len(names) or not all(is_healthy(host, unit.at) for host in hosts):
             raise _NoneLeft
-        await session.execute(
-            update(PrebootRow)
-            .where(PrebootRow.id.in_({row.pool_id for row in rows}))
-            .values(unsettled=True, next_attempt_at=unit.at)
-        )
+        of_them = PrebootRow.id.in_({row.pool_id for row in rows})
+        await preboots.look_at(session, of_them, unit.at)
         for row, name in zip(rows, names, strict=True):
             use.mark(row)
             row.pool_id, row.name = None, name or f"vm-{row.id[-12:]}"

@@ -5,7 +5,7 @@ How they come about is in ``pipelines/preboots.py``.
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.templates import TemplatePreboot
@@ -34,11 +34,14 @@ async def ready(
         .with_for_update(of=SnapshotRow)
     )
     found: list[tuple[int, SnapshotRow]] = []
+    unfit: list[str] = []
     for row, snapshot, host in await session.execute(query):
         if host.engine != snapshot.engine or host.engine_version != row.vmm_version:
-            row.unsettled, row.next_attempt_at = True, now
+            unfit.append(row.id)
         elif is_healthy(host, now):
             found.append((host.capacity.mem_available_mib, snapshot))
+    if unfit:
+        await look_at(session, PrebootRow.id.in_(unfit), now)
     return max(found, key=lambda each: each[0])[1] if found else None
 
 
@@ -59,7 +62,7 @@ async def want(
         PrebootRow.version == version,
         PrebootRow.host_id == host_id,
     )
-    row = await session.scalar(query.with_for_update())
+    row = await session.scalar(query)
     if row is None:
         row_id = new_id()
         session.add(
@@ -81,10 +84,28 @@ async def want(
         )
         await session.flush()
     elif row.state == "failed" and row.updated_at + AGAIN_AFTER <= now:
-        row.state, row.message, row.updated_at = "wanted", None, now
-        row.unsettled, row.next_attempt_at = True, now
+        failed = and_(PrebootRow.id == row.id, PrebootRow.state == "failed")
+        await look_at(session, failed, now, state="wanted", message=None, updated_at=now)
     elif row.state == "ready":
-        row.unsettled, row.next_attempt_at = True, now
+        await look_at(session, PrebootRow.id == row.id, now)
+
+
+async def look_at(
+    session: AsyncSession, which: ColumnElement[bool], now: datetime, **values: object
+) -> None:
+    """Has rows looked at, but for one that its worker has at this very moment.
+
+    Who makes VMs has locked hosts or VMs of a pool by now, and the worker wants those while it has
+    the row: so nobody may wait for it here. What that loses is asked for again by the next VM, or
+    found when a pool is looked at in its turn.
+    """
+    free = select(PrebootRow.id).where(which).with_for_update(skip_locked=True)
+    await session.execute(
+        update(PrebootRow)
+        .where(PrebootRow.id.in_(free))
+        .values(unsettled=True, next_attempt_at=now, **values)
+        .execution_options(synchronize_session=False)
+    )
 
 
 async def look_again(session: AsyncSession, template_id: str, now: datetime) -> None:
