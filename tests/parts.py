@@ -132,3 +132,12 @@ if __name__ == "__main__":
     cached_tiny_kernel()
     cached_linux_images()
     cached_debian_root()
+
+
+def tree(folder: Path) -> list[str]:
+    """The paths of everything below a folder, from there. What goes meanwhile is no error."""
+    found = []
+    for place, folders, files in os.walk(folder):
+        within = Path(place).relative_to(folder)
+        found += [str(within / name) for name in (*folders, *files)]
+    return sorted(found)

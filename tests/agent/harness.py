@@ -18,7 +18,7 @@ import httpx
 from nexus.api.machines import Blob, Machine, MachineNic, MachineStatus
 from nexus.ids import new_id
 from nexus.manager.ipam import mac_for
-from tests.parts import REPO
+from tests.parts import REPO, tree
 
 T = TypeVar("T")
 DEADLINE_S = 30.0
@@ -213,7 +213,7 @@ class Agent:
             "links": sorted(links()),
             "tables": tables(),
             "sockets": sorted(line.split()[-1] for line in unix if str(self.run_dir) in line),
-            "files": sorted(str(p.relative_to(self.run_dir)) for p in self.run_dir.rglob("*")),
+            "files": tree(self.run_dir),
             "cgroups": sorted(str(p) for p in Path("/sys/fs/cgroup").glob("*/firecracker/*/")),
         }
 

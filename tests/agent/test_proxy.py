@@ -204,6 +204,7 @@ def test_a_client_that_hangs_up_breaks_the_call_off(
     machine, status = vm
     assert status.pid is not None
     os.kill(status.pid, signal.SIGSTOP)
+    until("it stands still", lambda: stands_still(status.pid))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as wire:
         wire.connect(str(agent.socket))
         wire.sendall(f"GET {base(machine)}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -214,6 +215,12 @@ def test_a_client_that_hangs_up_breaks_the_call_off(
     assert time.monotonic() - began < 9
     os.kill(status.pid, signal.SIGCONT)
     assert agent.http.get(f"{base(machine)}/").status_code == 200
+
+
+def stands_still(pid: int | None) -> bool:
+    """Whether every thread was stopped: one that was not could accept a call."""
+    stats = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 def waiting_calls() -> int:

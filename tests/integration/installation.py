@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import httpx
 
 from tests import forked
-from tests.parts import CACHE, REPO
+from tests.parts import CACHE, REPO, tree
 
 T = TypeVar("T")
 START_TIMEOUT_S = 240
@@ -186,9 +186,7 @@ def machine_state(data: Path) -> dict[str, Any]:
             for mount in Path("/proc/self/mounts").read_text().splitlines()
             if str(data) in mount
         ],
-        "files": sorted(
-            str(path.relative_to(data)) for path in (data / "fc").rglob("*") if "/vms" in str(path)
-        ),
+        "files": [path for path in tree(data / "fc") if "vms" in path],
         "forward": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
     }
 

@@ -12,7 +12,7 @@ from tests.integration.installation import Installation, machine_state, service_
 
 pytestmark = [pytest.mark.root, pytest.mark.firecracker, pytest.mark.qemu]
 
-KILLS = 10
+KILLS = 6
 LATEST_KILL_S = 0.12
 
 
