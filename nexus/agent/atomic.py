@@ -12,6 +12,9 @@ _SYNC_FILE_RANGE_WRITE = 2
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
+_NO_LINK = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+"""The folder may be one that a VMM writes to, which may be a hostile one."""
+
 
 def write_atomically(
     path: Path, data: bytes, *, mode: int = 0o600, group: int | None = None
@@ -23,7 +26,7 @@ def write_atomically(
     and then leaves nothing of the new text.
     """
     fresh = path.with_name(f".{path.name}.new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    descriptor = _create(fresh, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             if group is not None:
@@ -50,7 +53,7 @@ def write_often(path: Path, data: bytes) -> None:
         write_atomically(path, data)
         return
     spare = path.with_name(f".{path.name}.spare")
-    descriptor = os.open(spare, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open_spare(spare)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -61,6 +64,25 @@ def write_often(path: Path, data: bytes) -> None:
     except OSError:
         spare.unlink(missing_ok=True)
         raise
+
+
+def _create(fresh: Path, mode: int) -> int:
+    """A new file, in the place of what a writer left that died."""
+    try:
+        return os.open(fresh, _NO_LINK | os.O_EXCL, mode)
+    except FileExistsError:
+        fresh.unlink()
+        return os.open(fresh, _NO_LINK | os.O_EXCL, mode)
+
+
+def _open_spare(spare: Path) -> int:
+    try:
+        return os.open(spare, _NO_LINK, 0o600)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        spare.unlink()
+        return os.open(spare, _NO_LINK, 0o600)
 
 
 def _exchange(spare: Path, path: Path) -> None:

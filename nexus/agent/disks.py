@@ -1,8 +1,9 @@
 """The files a VMM needs in its root: disk, kernel, initrd, config drive, config file."""
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nexus.agent.atomic import write_atomically
@@ -39,6 +40,7 @@ from nexus.images.store import Store
 
 _JAIL_LEFTOVERS = ("dev", "run", "firecracker", "firecracker.pid")
 """What the jailer makes and refuses to find again."""
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def ensure_folder(paths: VmPaths) -> None:
@@ -168,7 +170,7 @@ def before_boot(paths: VmPaths, owner: int | None) -> None:
         own(paths.vmm_log, owner)
         if owner is not None:
             clear_jail(paths.root)
-            os.chown(paths.root, owner, owner)
+            own(paths.root, owner)
 
 
 def before_load(paths: VmPaths, owner: int | None) -> None:
@@ -204,10 +206,26 @@ def clear_jail(root: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Deletes a tree without following links out of it. Deleting what is not there is no error."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
+    """Deletes a tree without following links out of it, also when a hostile VMM puts one in the
+    place of a folder meanwhile. Deleting what is not there is no error."""
+    _remove(path, None)
+
+
+def _remove(name: Path | str, parent: int | None) -> None:
+    """``parent`` is the opened folder that ``name`` is in."""
+    try:
+        folder = os.open(name, _FOLDER, dir_fd=parent)
+    except FileNotFoundError:
         return
-    for entry in path.iterdir():
-        remove_tree(entry)
-    path.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=parent)
+        return
+    try:
+        for entry in os.listdir(folder):  # noqa: PTH208 - of a descriptor
+            _remove(entry, folder)
+    finally:
+        os.close(folder)
+    os.rmdir(name, dir_fd=parent)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import structlog
 
+from nexus.agent import snapshot_files
 from nexus.agent.layout import ROOTFS, drive_file
 from nexus.api.machines import Blob, MachineDrive
 from nexus.images import ext4, sparse
@@ -42,7 +43,7 @@ def ensure_root(
         _keep(fresh, target, owner)
     elif size_mib is not None and not ext4.fills(target, size_mib * MIB):
         fresh = _fresh(target)
-        sparse.clone_file(target, fresh)
+        snapshot_files.clone(target, fresh)
         grow_file(fresh, size_mib)
         try:
             ext4.grow(fresh)
@@ -126,9 +127,15 @@ def remove_volume(file: Path) -> None:
 
 
 def grow_file(file: Path, size_mib: int | None) -> None:
-    """Never makes it smaller. Holes cost nothing: a disk takes space as its guest writes."""
-    if size_mib is not None and file.stat().st_size < size_mib * MIB:
-        os.truncate(file, size_mib * MIB)
+    """Never makes it smaller. Holes cost nothing: a disk takes space as its guest writes.
+
+    It may lie where a hostile VMM writes: a link is not followed. Raises OSError.
+    """
+    if size_mib is None:
+        return
+    with snapshot_files.opened(file, os.O_RDWR) as disk:
+        if os.fstat(disk).st_size < size_mib * MIB:
+            os.ftruncate(disk, size_mib * MIB)
 
 
 def link(store: Store, blob: Blob, target: Path) -> None:
@@ -139,9 +146,9 @@ def link(store: Store, blob: Blob, target: Path) -> None:
 
 
 def own(path: Path, owner: int | None) -> None:
-    """Gives a file to the user of a jail, if there is one."""
+    """Gives a file to the user of a jail, if there is one; never what a link leads to."""
     if owner is not None:
-        os.chown(path, owner, owner)
+        os.chown(path, owner, owner, follow_symlinks=False)
 
 
 def _fresh(target: Path) -> Path:

@@ -40,7 +40,7 @@ def clone(source: Path, dest: Path) -> None:
     The source lies where a VMM may write, which may be a hostile one: it is no link.
     """
     dest.unlink(missing_ok=True)
-    with _opened(source, os.O_RDONLY) as old, dest.open("xb") as new:
+    with opened(source, os.O_RDONLY) as old, dest.open("xb") as new:
         sparse.clone(old, new.fileno())
 
 
@@ -50,7 +50,7 @@ def seal(file: Path, *, memory: bool = False, sha256: str | None = None) -> Snap
 
     A VMM made it, which may be a hostile one: it is no link, and nobody else has a name of it.
     """
-    with _opened(file, os.O_RDWR if memory else os.O_RDONLY) as descriptor:
+    with opened(file, os.O_RDWR if memory else os.O_RDONLY) as descriptor:
         found = os.fstat(descriptor)
         if sha256 is None:
             if found.st_nlink != 1:
@@ -69,7 +69,7 @@ def merge(parent: Path, diff: Path) -> SnapshotFile:
     try:
         with (
             parent.open("rb") as below,
-            _opened(diff, os.O_RDONLY) as above,
+            opened(diff, os.O_RDONLY) as above,
             fresh.open("x+b") as made,
         ):
             descriptor = made.fileno()
@@ -95,7 +95,8 @@ def _described(name: str, descriptor: int, sha256: str) -> SnapshotFile:
 
 
 @contextmanager
-def _opened(file: Path, flags: int) -> Iterator[int]:
+def opened(file: Path, flags: int) -> Iterator[int]:
+    """A descriptor of what is a regular file and no link. Raises OSError."""
     descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nexus.agent import drives
+from nexus.agent import disks, drives
 from nexus.agent.layout import drive_file
 from nexus.api.machines import Blob, MachineDrive
 from nexus.images import ext4
@@ -102,3 +102,62 @@ def test_drives_are_empty_or_copies_or_links(store: Store, root: Path, image: Bl
 def test_no_file_for_a_hostile_name(name: str) -> None:
     with pytest.raises(ValueError, match="not a drive's name"):
         drive_file(name)
+
+
+def test_a_link_in_the_place_of_a_disk_leads_nowhere(
+    store: Store, root: Path, image: Blob, tmp_path: Path
+) -> None:
+    victim, disk = tmp_path / "victim", root / "rootfs.ext4"
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", str(victim), "16M"], check=True)
+    before = victim.stat()
+    disk.symlink_to(victim)
+    with pytest.raises(OSError):
+        drives.grow_file(disk, 64)
+    with pytest.raises(OSError):
+        drives.ensure_root(image, 64, root, store, None)
+    drives.own(disk, 1234)
+    assert victim.stat() == before
+    assert disk.lstat().st_uid == 1234
+    os.mkfifo(root / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        drives.grow_file(root / "pipe", 64)
+
+
+def test_a_tree_goes_without_what_its_links_lead_to(root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    (root / "deep" / "deeper").mkdir(parents=True)
+    (root / "deep" / "deeper" / "file").touch()
+    (root / "deep" / "link").symlink_to(outside)
+    os.mkfifo(root / "pipe")
+    (tmp_path / "top").symlink_to(outside)
+    for tree in (root, tmp_path / "top", root / "gone"):
+        disks.remove_tree(tree)
+        assert not os.path.lexists(tree)
+    assert (outside / "kept").exists()
+
+
+def test_a_folder_that_becomes_a_link_while_its_tree_is_removed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside, folder = tmp_path / "outside", root / "folder"
+    for place in (outside, folder):
+        place.mkdir()
+        (place / "kept").touch()
+    list_folder = os.listdir
+
+    def list_and_swap(place: int) -> list[str]:
+        names = list_folder(place)
+        if names == ["kept"]:
+            folder.rename(tmp_path / "aside")
+            folder.symlink_to(outside)
+        return names
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", list_and_swap)
+        with pytest.raises(NotADirectoryError):
+            disks.remove_tree(root)
+    assert (outside / "kept").exists()
+    disks.remove_tree(root)
+    assert (root.exists(), (outside / "kept").exists()) == (False, True)
