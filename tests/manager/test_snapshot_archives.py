@@ -9,10 +9,11 @@ import anyio
 import httpx
 import pytest
 from fastapi.responses import JSONResponse
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from nexus.api.archives import BLOCK, MANIFEST, META, entry, taken
 from nexus.manager.db.tables import ImageRow, SnapshotRow
+from nexus.manager.services import quotas
 from tests.manager.agent_double import AgentDouble, refusing
 from tests.manager.core import Manager, until
 from tests.manager.test_snapshots import becomes, names, shown, take
@@ -95,6 +96,46 @@ async def test_out_and_in_again(sqlite_manager: Manager, agent: AgentDouble) -> 
     assert (vm["tags"], vm["origin"]["name"]) == ({"team": "blue"}, "again")
     assert (await manager.http.delete("/v1/snapshots/again?wait=deleted")).status_code == 200
     assert agent.shelf.held.keys() == {base["id"]}
+
+
+async def test_an_image_does_not_go_while_a_snapshot_of_it_comes(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleting an image and importing a snapshot that needs it at once: one of the two waits."""
+    kernel = (await manager.create(name="web"))["kernel"]["id"]
+    await take(manager, name="base")
+    archive = await exported(manager)
+    await manager.http.delete("/v1/snapshots/base?wait=deleted")
+    await manager.http.delete("/v1/vms/web?wait=deleted")
+    db, gone, admit = manager.runtime.db, list[int](), quotas.admit
+
+    async def remove() -> None:
+        gone.append((await manager.http.delete(f"/v1/images/{kernel}")).status_code)
+
+    async def removed_or_waits() -> bool | None:
+        if gone:
+            return True
+        if db.is_sqlite:
+            return db._turn.statistics().tasks_waiting > 0 or None
+        async with db.read() as session:
+            return bool(await session.scalar(text(WAITING))) or None
+
+    async with anyio.create_task_group() as tasks:
+
+        async def meanwhile(*given: Any) -> None:
+            tasks.start_soon(remove)
+            await until("the image is gone, or stays for now", removed_or_waits)
+            await admit(*given)
+
+        monkeypatch.setattr(quotas, "admit", meanwhile)
+        assert (await send(manager, archive)).status_code == 201
+    assert gone == [409]
+
+
+WAITING = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock'
+"""
 
 
 BAD: dict[str, dict[str, Any]] = {

@@ -274,10 +274,11 @@ async def _at_home(session: AsyncSession, project: str, blueprint: Blueprint) ->
     A boot from the kernel needs kernel and initrd, and read-only drives are never copied: they
     must be here. Raises ImageNotReady. Other disks come with the snapshot.
     """
-    known = {
-        (row.kind, row.sha256): row
-        for row in await session.scalars(select(ImageRow).where(ImageRow.project == project))
-    }
+    contents = {image.sha256 for image in blueprint.images}
+    query = select(ImageRow).where(ImageRow.project == project, ImageRow.sha256.in_(contents))
+    # Locked, so that none is deleted between this look and the snapshot's row.
+    query = query.order_by(ImageRow.id).with_for_update(read=True, key_share=True)
+    known = {(row.kind, row.sha256): row for row in await session.scalars(query)}
 
     def here(image: StoredImage, *, needed: bool) -> StoredImage:
         row = known.get((image.kind, image.sha256))
