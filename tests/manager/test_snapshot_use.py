@@ -5,9 +5,10 @@ from typing import Any
 
 import anyio
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.origins import Identity
-from nexus.manager.db.tables import VmRow
+from nexus.manager.db.tables import ImageRow, VmRow
 from tests.manager.agent_double import AgentDouble
 from tests.manager.core import Manager, until
 from tests.manager.test_snapshots import refused, take
@@ -68,6 +69,35 @@ async def test_clones_are_vms_of_their_own(manager: Manager, agent: AgentDouble)
     await manager.http.post("/v1/vms/job-1/start?wait=running")
     again = agent.machines[first["id"]]
     assert (again.boot, again.origin) == (2, machine.origin), "a later boot is not loaded"
+
+
+async def test_the_content_of_a_clone_stays_when_its_snapshot_goes_during_a_sweep(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = manager.runtime.settings.image_root
+    root.mkdir(exist_ok=True)
+    (root / "disk").write_bytes(b"a disk")
+    body = {"kind": "rootfs", "name": "disk", "host_path": "disk"}
+    image = (await manager.http.post("/v1/images", json=body)).json()["item"]
+    await manager.create(name="web", rootfs="disk")
+    await take(manager, name="base")
+    await manager.http.delete("/v1/vms/web?wait=deleted")
+    async with manager.runtime.db.write() as session:  # as a build that makes it anew
+        (await session.get_one(ImageRow, image["id"])).sha256 = "1" * 64
+    scalars, looked = AsyncSession.scalars, list[str]()
+
+    async def meanwhile(session: AsyncSession, query: Any, *given: Any, **more: Any) -> Any:
+        if not looked and str(query).startswith("SELECT template_versions.images"):
+            looked.append("VMs were read, snapshots were not")
+            await clone(manager, name="job")
+            gone = await manager.http.delete("/v1/snapshots/base?wait=deleted")
+            assert gone.status_code == 200, gone.text
+        return await scalars(session, query, *given, **more)
+
+    monkeypatch.setattr(AsyncSession, "scalars", meanwhile)
+    assert await manager.runtime.images.sweep() == 0
+    assert looked
+    assert manager.runtime.images.store.has(image["sha256"])
 
 
 async def test_restored_in_place(manager: Manager, agent: AgentDouble) -> None:

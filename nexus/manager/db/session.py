@@ -41,8 +41,12 @@ class Database:
             event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
         reading = self.engine.execution_options(**{sqlite_driver.AT_ONCE: True})
+        still = reading
+        if not self.is_sqlite:
+            still = reading.execution_options(isolation_level="REPEATABLE READ")
         writing = reading.execution_options(**{_WRITES: True})
         self._read = async_sessionmaker(reading, expire_on_commit=False, autoflush=False)
+        self._read_still = async_sessionmaker(still, expire_on_commit=False, autoflush=False)
         self._scan = async_sessionmaker(self.engine, expire_on_commit=False, autoflush=False)
         self._write = async_sessionmaker(writing, expire_on_commit=False)
         self._turn = anyio.Lock()
@@ -54,6 +58,14 @@ class Database:
         """A session for reading; nothing it does is kept. Cancellation waits for its end."""
         with anyio.CancelScope(shield=True):
             async with self._read() as session:
+                yield session
+
+    @contextlib.asynccontextmanager
+    async def read_still(self) -> AsyncIterator[AsyncSession]:
+        """The same with all its queries at one moment, which only SQLite's of ``read`` are: what
+        moves from one table to another meanwhile is in one of them."""
+        with anyio.CancelScope(shield=True):
+            async with self._read_still() as session:
                 yield session
 
     @contextlib.asynccontextmanager

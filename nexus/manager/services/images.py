@@ -260,7 +260,8 @@ class Images:
 
     async def discard(self, suspects: set[str]) -> int:
         """Removes those of ``suspects`` that nothing refers to. Only while holding the turn."""
-        async with self.db.read() as session:
+        # A snapshot that goes may have left its contents to a VM that was made of it just before.
+        async with self.db.read_still() as session:
             unnamed = suspects - set(await session.scalars(select(ImageRow.sha256)))
             if not unnamed:
                 return 0
