@@ -65,7 +65,7 @@ def run(settings: Settings) -> bool:
         links = Links()
         try:
             home = HomeNetwork.ensure(settings, links, has_vms=bool(layout.vm_ids()))
-            network = Networks(home, links, layout)
+            network = Networks(home, links, layout, own_port=settings.tcp_port)
             tools = find_tools(settings, network)
             feed = Feed()
             server = httpd.server(make_app(settings, tools, feed))

@@ -55,8 +55,12 @@ class NicView:
 class Networks:
     """The host's own network, those the manager asked for, and the rules of all."""
 
-    def __init__(self, home: HomeNetwork, links: Links, layout: Layout) -> None:
+    def __init__(
+        self, home: HomeNetwork, links: Links, layout: Layout, *, own_port: int | None = None
+    ) -> None:
         self._home = home
+        self._own_port = own_port
+        """The agent's TCP port: nobody could ask it any more to take a forward of it back."""
         self._links = links
         self._file = layout.networks_file
         self._wanted = NOTHING
@@ -201,7 +205,7 @@ class Networks:
         try:
             # Before the rules: a connection that they lead astray meanwhile waits for a second.
             self._route_loopback(wanted.forwards)
-            await self._firewall.replace(self._all_segments(), wanted.forwards)
+            await self._firewall.replace(self._all_segments(), self._possible(wanted.forwards))
         except NetworkFailed as refused:
             log.error("the rules are not written", error=refused.message)
             errors.update({spec.id: refused for spec in wanted.networks})
@@ -248,6 +252,15 @@ class Networks:
         for segment in self._all_segments() if forwards else ():
             if segment.ours and segment.kind == "nat" and _index_or_none(segment.bridge):
                 nft.route_loopback(segment.bridge)
+
+    def _possible(self, forwards: Sequence[HostForward]) -> list[HostForward]:
+        possible = []
+        for each in forwards:
+            if (each.protocol, each.host_port) == ("tcp", self._own_port):
+                log.warning("the agent's own port is not forwarded", port=each.host_port)
+            else:
+                possible.append(each)
+        return possible
 
     def _services(self, wanted: HostNetworks) -> list[Service]:
         """The networks that are to be served, among those that this host has."""

@@ -15,6 +15,8 @@ MARK = 0x6E787573
 """On packets that a VM sends in a bridge which is not ours."""
 _CHADDR = "@th,288,48"
 """The client's hardware address in a DHCP message: 28 bytes behind a UDP header (RFC 2131)."""
+_SERVED = "meta l4proto { tcp, udp } th dport { 53, 67 }"
+"""What the host itself answers at its address in a network with DHCP and DNS."""
 _LINK_LOCAL = "169.254.0.0/16"
 """Where clouds tell a host its secrets (169.254.169.254), and some of them answer DNS."""
 
@@ -173,7 +175,7 @@ def _inet_table(rules: Rules) -> list[str]:
     """Guests reach what their network's kind says, and on the host itself nothing but ICMP."""
     ours = [segment for segment in rules.segments if segment.ours]
     nat = [segment for segment in ours if segment.kind == "nat"]
-    lines = [f"table inet {rules.table} {{", *_forward_map(rules.forwards)]
+    lines = [f"table inet {rules.table} {{", *_forward_map(rules)]
     foreign = [segment for segment in rules.segments if not segment.ours]
     if foreign:
         lines += _from_foreign_bridges(foreign)
@@ -252,22 +254,28 @@ def _from_foreign_bridges(segments: Sequence[Segment]) -> list[str]:
     ]
 
 
-def _forward_map(forwards: Sequence[HostForward]) -> list[str]:
-    if not forwards:
+def _forward_map(rules: Rules) -> list[str]:
+    """Ports of the host lead to guests; what networks are served by is no such port."""
+    if not rules.forwards:
         return []
     entries = (
-        f"{each.protocol} . {each.host_port} : {each.ip} . {each.guest_port}" for each in forwards
+        f"{each.protocol} . {each.host_port} : {each.ip} . {each.guest_port}"
+        for each in rules.forwards
     )
-    to_guest = "fib daddr type local dnat ip to meta l4proto . th dport map @forwards"
+    served = [str(segment.address) for segment in rules.segments if segment.dhcp]
+    stays = [f"    ip daddr {{ {', '.join(served)} }} {_SERVED} return"] if served else []
+    to_guest = "    fib daddr type local dnat ip to meta l4proto . th dport map @forwards"
     return [
         *_set("forwards", "inet_proto . inet_service : ipv4_addr . inet_service", entries, "map"),
         "  chain prerouting {",
         "    type nat hook prerouting priority dstnat;",
-        f"    {to_guest}",
+        *stays,
+        to_guest,
         "  }",
         "  chain output {",
         "    type nat hook output priority -100;",
-        f"    {to_guest}",
+        *stays,
+        to_guest,
         "  }",
     ]
 

@@ -66,6 +66,12 @@ class Settings:
             raise SettingsInvalid(f"FC_RUN_DIR is too long: {settings.run_dir}")
         return settings
 
+    @property
+    def tcp_port(self) -> int | None:
+        """Where it listens, unless that is a unix socket."""
+        port = self.bind.rpartition(":")[2]
+        return int(port) if port.isdigit() and not self.bind.startswith("unix:") else None
+
     def check_bind(self) -> None:
         """Raises SettingsInvalid unless the address is one that may be served.
 

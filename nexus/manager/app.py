@@ -155,7 +155,7 @@ def make_runtime(settings: Settings) -> Runtime:
         guests=GuestService(db, agents),
         network_push=network_push,
         networks=Networks(db, network_push),
-        forwards=Forwards(db, network_push, settings.own_port),
+        forwards=Forwards(db, network_push, settings.own_ports),
         volumes=Volumes(db, agents, pipeline),
         volume_snapshots=VolumeSnapshots(db, agents),
         attachments=VolumeAttachments(db, pipeline),

@@ -1,9 +1,13 @@
 """Settings, read once from the environment."""
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from sqlalchemy.engine import make_url
 
 MOST_TEXT = 65536
 """As much as a VM's own user data."""
@@ -43,10 +47,19 @@ class Settings:
     """What VMs are told on their config drive that say nothing of it themselves."""
 
     @property
-    def own_port(self) -> int | None:
-        """The port the manager listens on, when it is TCP."""
+    def own_ports(self) -> dict[int, str]:
+        """TCP ports of this machine without which there is no Nexus, and whose each is. Raises
+        ValueError for an address that is none."""
+        agent, database = urlsplit(self.agent_url), make_url(self.database_url)
+        found = {}
+        if database.get_backend_name().startswith("postgres") and _is_loopback(database.host):
+            found[database.port or 5432] = "the database's"
+        if agent.scheme == "http" and _is_loopback(agent.hostname):
+            found[agent.port or 80] = "the agent's"
         port = self.bind.rpartition(":")[2]
-        return int(port) if port.isdigit() else None
+        if port.isdigit():
+            found[int(port)] = "the manager's own"
+        return found
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> "Settings":
@@ -87,6 +100,13 @@ def _text(env: Mapping[str, str], name: str) -> str | None:
     if len(text) > MOST_TEXT:
         raise BadSetting(f"{name}={env[name]!r} has more than {MOST_TEXT} characters")
     return text
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _flag(env: Mapping[str, str], name: str) -> bool:

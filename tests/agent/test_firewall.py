@@ -10,7 +10,7 @@ import pytest
 from nexus.agent import nft
 from nexus.agent.firewall import Firewall
 from nexus.agent.rules import Rules, Segment, text_of
-from nexus.api.networks import HostForward
+from nexus.api.networks import HostForward, Protocol
 from tests.agent.harness import until
 from tests.agent.packets import (
     ALONE,
@@ -148,6 +148,18 @@ def test_a_forwarded_port_leads_to_its_guest(lab: Lab, protocol: str) -> None:
     assert hears("192.0.2.1", 8080, protocol)
     assert hears("127.0.0.1", 8080, protocol)
     assert not lab.outside.pings(lab.two.port.ip)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_names_of_a_network_are_not_forwarded_away(lab: Lab, protocol: Protocol) -> None:
+    address, forwarded = str(HOME.subnet[1]), "192.0.2.1"
+    serve(lab.stack, 53, protocol, address=address)
+    serve(lab.stack, 53, protocol, inside=lab.other.namespace)
+    away = HostForward(protocol=protocol, host_port=53, ip=lab.other.port.ip, guest_port=53)
+    lab.rules(replace(HOME, dhcp=True), ALONE, OTHER, FOREIGN, forwards=(away,))
+    assert lab.one.hears(address, 53, protocol)
+    assert hears(address, 53, protocol)
+    assert lab.outside.hears(forwarded, 53, protocol)
 
 
 def test_loopback_of_the_host_stays_closed_to_guests(lab: Lab) -> None:

@@ -1,6 +1,7 @@
 """Networks, addresses and port forwards, from the API to what the host is told."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -359,6 +360,41 @@ async def test_there_are_no_more_forwards_than_a_host_is_told(manager: Manager) 
     wish = {"host_port": 9000, "guest_port": 80}
     refused = await error_of(manager, "POST", "/v1/vms/web/forwards", 409, **wish)
     assert f"{MOST_FORWARDS} ports" in refused
+
+
+@pytest.mark.parametrize(
+    ("setting", "address", "owner"),
+    [
+        ("agent_url", "http://127.0.0.1:9090", "the agent's"),
+        ("agent_url", "http://[::1]:9090", "the agent's"),
+        ("database_url", "postgresql://nexus@localhost:9090/nexus", "the database's"),
+        ("bind", "0.0.0.0:9090", "the manager's own"),
+        ("agent_url", "unix:/run/agent.sock:9090", None),
+        ("database_url", "postgresql://nexus@192.0.2.1:9090/nexus", None),
+        ("database_url", "postgresql:///nexus", None),
+    ],
+)
+def test_ports_that_nexus_needs_are_known(
+    tmp_path: Path, setting: str, address: str, owner: str | None
+) -> None:
+    settings = settings_for(tmp_path, "sqlite:////nexus.db", "unix:/run/agent.sock")
+    assert replace(settings, **{setting: address}).own_ports.get(9090) == owner
+
+
+async def test_ports_that_nexus_needs_are_not_forwarded(
+    tmp_path: Path, sqlite_url: str, agent: AgentDouble
+) -> None:
+    async with running(settings_for(tmp_path, sqlite_url, agent.url)) as manager:
+        forwards = manager.runtime.forwards
+        forwards.own_ports = replace(
+            manager.runtime.settings, agent_url="http://127.0.0.1:9090"
+        ).own_ports
+        await manager.add_defaults()
+        await manager.create(name="web")
+        url, wish = "/v1/vms/web/forwards", {"host_port": 9090, "guest_port": 80}
+        assert await error_of(manager, "POST", url, 409, **wish) == "port 9090 is the agent's"
+        udp = await manager.http.post(url, json={**wish, "protocol": "udp"})
+        assert udp.status_code == 201
 
 
 async def test_the_doctor_asks_the_host_and_knows_what_it_cannot(

@@ -1,5 +1,7 @@
 """Port forwards: ports of hosts that lead to VMs."""
 
+from collections.abc import Mapping
+
 from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -18,17 +20,18 @@ from nexus.manager.uow import Caller, change
 class Forwards:
     """The rules of forwards. The unique constraint on host, protocol and port decides races."""
 
-    def __init__(self, db: Database, push: NetworkPush, own_port: int | None) -> None:
+    def __init__(self, db: Database, push: NetworkPush, own_ports: Mapping[int, str]) -> None:
         self.db = db
         self.push = push
-        self.own_port = own_port
-        """The manager's: a forward of it would cut everybody off."""
+        self.own_ports = own_ports
+        """TCP ports that Nexus itself needs, and whose: a forward of one would cut it off."""
 
     async def create(self, caller: Caller, ref: str, wish: PortForwardCreate) -> PortForward:
         """Has a port of the VM's host lead to the VM. Raises NotFound, InvalidState or Conflict."""
-        if wish.protocol == "tcp" and wish.host_port == self.own_port:
+        owner = self.own_ports.get(wish.host_port) if wish.protocol == "tcp" else None
+        if owner is not None:
             raise Conflict(
-                f"port {wish.host_port} is the manager's own",
+                f"port {wish.host_port} is {owner}",
                 suggestion=f"choose another port, such as {wish.host_port + 1}",
             )
         try:
