@@ -8,6 +8,7 @@ import structlog
 
 from nexus.agent import snapshot_files
 from nexus.agent.layout import ROOTFS, drive_file
+from nexus.agent.nofollow import opened
 from nexus.api.machines import Blob, MachineDrive
 from nexus.images import ext4, sparse
 from nexus.images.errors import ImageError
@@ -67,7 +68,7 @@ def ensure_drive(drive: MachineDrive, root: Path, store: Store, owner: int | Non
         if drive.blob is not None:
             store.clone(drive.blob.sha256, fresh)
         else:
-            fresh.touch()
+            fresh.touch(exist_ok=False)
         grow_file(fresh, drive.size_mib)
         _keep(fresh, target, owner)
     grow_file(target, drive.size_mib)
@@ -87,7 +88,7 @@ def ensure_volume(drive: MachineDrive, file: Path, root: Path, owner: int | None
     VM's root. Only that name goes with the VM. Raises OSError."""
     if not file.exists():
         fresh = _fresh(file)
-        fresh.touch()
+        fresh.touch(exist_ok=False)
         grow_file(fresh, drive.size_mib)
         _keep(fresh, file, owner)
     grow_file(file, drive.size_mib)
@@ -133,7 +134,7 @@ def grow_file(file: Path, size_mib: int | None) -> None:
     """
     if size_mib is None:
         return
-    with snapshot_files.opened(file, os.O_RDWR) as disk:
+    with opened(file, os.O_RDWR) as disk:
         if os.fstat(disk).st_size < size_mib * MIB:
             os.ftruncate(disk, size_mib * MIB)
 
@@ -151,6 +152,14 @@ def own(path: Path, owner: int | None) -> None:
         os.chown(path, owner, owner, follow_symlinks=False)
 
 
+def make_private(disk: Path, owner: int | None) -> None:
+    """A disk is its VMM's alone. Raises OSError."""
+    with opened(disk) as file:
+        os.fchmod(file, 0o600)
+        if owner is not None:
+            os.fchown(file, owner, owner)
+
+
 def _fresh(target: Path) -> Path:
     fresh = target.with_name(f".{target.name}.new")
     fresh.unlink(missing_ok=True)
@@ -158,6 +167,5 @@ def _fresh(target: Path) -> Path:
 
 
 def _keep(fresh: Path, target: Path, owner: int | None) -> None:
-    fresh.chmod(0o600)
-    own(fresh, owner)
+    make_private(fresh, owner)
     fresh.replace(target)

@@ -1,11 +1,13 @@
 """How a VMM ended, judged from its exit status, its log and what was asked of it."""
 
+import os
 import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 from nexus.agent.errors import LOG_TAIL_LINES
+from nexus.agent.nofollow import NoFile, opened
 from nexus.api.endings import ExitCause
 from nexus.api.vms import VmError
 
@@ -173,16 +175,17 @@ def cure_for(fault: str) -> str | None:
 
 
 def last_lines(file: Path, count: int = LOG_TAIL_LINES, *, since: int = 0) -> list[str]:
-    """The last lines of a log, read from its end; nothing when there is none.
+    """The last lines of a log, read from its end; nothing when there is none, or what a
+    VMM put in its place.
 
     ``since`` is where to begin at the earliest, in bytes; a log that is shorter begins anew.
     """
     try:
-        with file.open("rb") as log:
-            size = log.seek(0, 2)
-            log.seek(max(0, size - _TAIL_BYTES, since if since <= size else 0))
-            data = log.read(_TAIL_BYTES)
-    except FileNotFoundError:
+        with opened(file) as log:
+            size = os.fstat(log).st_size
+            first = max(0, size - _TAIL_BYTES, since if since <= size else 0)
+            data = os.pread(log, _TAIL_BYTES, first)
+    except (FileNotFoundError, NoFile):
         return []
     lines = data.decode("utf-8", "replace").splitlines()
     return [line[:1000] for line in lines[-count:]]

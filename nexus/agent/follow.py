@@ -9,6 +9,8 @@ from pathlib import Path
 
 import anyio
 
+from nexus.agent.nofollow import opened
+
 _IN_MODIFY = 0x0002
 _IN_ATTRIB = 0x0004
 _IN_DELETE_SELF = 0x0400
@@ -82,22 +84,22 @@ class Changes:
 async def follow(path: Path, offset: int, watch: FileWatch) -> AsyncIterator[bytes]:
     """The bytes of a file from ``offset`` on, then what is appended, for ever.
 
-    Ends when the file's directory is gone. A file that shrank or was replaced is read from its
-    beginning.
+    Ends when the file is gone, or there is no file in its place. One that shrank or was replaced
+    is read from its beginning.
     """
-    while path.exists():
-        with path.open("rb") as file, watch.changes(path) as changes:
-            inode = os.fstat(file.fileno()).st_ino
+    while path.is_file() and not path.is_symlink():
+        with opened(path) as file, watch.changes(path) as changes:
+            inode = os.fstat(file).st_ino
             while True:
-                if os.fstat(file.fileno()).st_size < offset:
+                if os.fstat(file).st_size < offset:
                     offset = 0
-                chunk = os.pread(file.fileno(), CHUNK_BYTES, offset)
+                chunk = os.pread(file, CHUNK_BYTES, offset)
                 if chunk:
                     offset += len(chunk)
                     yield chunk
                     continue
                 await changes.wait(RECHECK_S)
-                if os.fstat(file.fileno()).st_size <= offset and _inode(path) != inode:
+                if os.fstat(file).st_size <= offset and _inode(path) != inode:
                     offset = 0
                     break
 

@@ -196,8 +196,7 @@ def place(
                 snapshot_files.link(folder.disk(file.name), made)
             else:
                 snapshot_files.clone(folder.disk(file.name), made)
-                made.chmod(0o600)
-                drives.own(made, owner)
+                drives.make_private(made, owner)
         faults.point("load_placing")
         placing.begun = True
         for target, made in fresh.items():

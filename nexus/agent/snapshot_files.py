@@ -6,11 +6,9 @@ Blocking; every function raises OSError.
 import errno
 import hashlib
 import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from nexus.agent.nofollow import opened
 from nexus.api.snapshots import SnapshotFile
 from nexus.images import sparse
 
@@ -31,7 +29,8 @@ def link(source: Path, dest: Path) -> None:
         if failed.errno not in _CANNOT_LINK:
             raise
         sparse.clone_file(source, dest)
-        dest.chmod(SEALED_MODE)
+        with opened(dest) as copy:
+            os.fchmod(copy, SEALED_MODE)
 
 
 def clone(source: Path, dest: Path) -> None:
@@ -92,18 +91,6 @@ def _described(name: str, descriptor: int, sha256: str) -> SnapshotFile:
     return SnapshotFile(
         name=name, size_bytes=found.st_size, disk_bytes=found.st_blocks * 512, sha256=sha256
     )
-
-
-@contextmanager
-def opened(file: Path, flags: int) -> Iterator[int]:
-    """A descriptor of what is a regular file and no link. Raises OSError."""
-    descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(file))
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _hash(descriptor: int, size: int, *, dig: bool) -> str:

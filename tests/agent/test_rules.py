@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import os
 import re
 from pathlib import Path
 
@@ -346,6 +347,16 @@ def test_logs_are_read_from_their_end(tmp_path: Path) -> None:
         more.write(b"\nfour\n")
     assert read_log(log, "console", 10, chunk.offset).lines == ["", "four"]
     assert read_log(tmp_path / "none", "vmm", 10, None).lines == []
+
+
+def test_what_a_vmm_puts_in_the_place_of_its_log_is_not_read(tmp_path: Path) -> None:
+    secret, link, pipe = tmp_path / "secret", tmp_path / "vmm.log", tmp_path / "pipe"
+    secret.write_text("of the host\n")
+    link.symlink_to(secret)
+    os.mkfifo(pipe)
+    for log in (link, pipe):
+        assert last_lines(log) == []
+        assert read_log(log, "vmm", 10, None).lines == []
 
 
 PANIC = "[   12.804425] Kernel panic - not syncing: "
