@@ -305,11 +305,12 @@ class AgentDouble:
     async def _events(self) -> StreamingResponse:
         async def lines() -> AsyncIterator[str]:
             queue: asyncio.Queue[str] = asyncio.Queue()
-            for status in list(self.statuses.values()):
-                yield AgentEvent(type="status", status=status).model_dump_json() + "\n"
-            yield AgentEvent(type="synced").model_dump_json() + "\n"
+            # Before the statuses are read: what changes while they are sent comes after them.
             self._listeners.add(queue)
             try:
+                for status in list(self.statuses.values()):
+                    yield AgentEvent(type="status", status=status).model_dump_json() + "\n"
+                yield AgentEvent(type="synced").model_dump_json() + "\n"
                 while line := await queue.get():
                     yield line + "\n"
             finally:
