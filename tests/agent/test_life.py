@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -227,7 +228,9 @@ def test_the_console_of_nothing(agent: Agent) -> None:
 def test_logs_are_followed(agent: Agent, tiny_kernel: Path) -> None:
     machine = agent.machine(tiny_kernel)
     agent.put(machine)
-    until("the banner", lambda: "ready" in "".join(agent.console(machine.id)))
+    console = agent.run_dir / "vms" / machine.id / "console.log"
+    # All of it: the rest of a line would be the first that is followed.
+    until("the banner", lambda: re.search(rb"ready devices=\d+\r\n", console.read_bytes()))
     offset = agent.http.get(f"/agent/v1/vms/{machine.id}/logs").json()["offset"]
     url = f"/agent/v1/vms/{machine.id}/logs/stream?offset={offset}"
     with agent.http.stream("GET", url) as stream:

@@ -135,6 +135,15 @@ async def test_a_restarted_manager_goes_on(settings: Settings, agent: AgentDoubl
     async with running(settings) as second:
         await second.becomes("begun", "running")
         assert agent.boots[vm["id"]] == {1}
+
+        async def is_settled() -> bool:
+            async with second.runtime.db.read() as session:
+                row = await session.get(VmRow, vm["id"])
+                return row is not None and not row.unsettled
+
+        # What the first one asked for may have been seen before the second asked for it again,
+        # which would undo what is pushed.
+        await until("it is settled", is_settled)
         agent.push(vm["id"], state="paused")
         await second.becomes("begun", "paused")
 
