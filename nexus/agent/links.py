@@ -154,11 +154,22 @@ class Links:
             raise _taken(name)
         device = _open_tap(name, owner)
         try:
-            _raise_up(name, bridge if found is None else None)
+            if found is None:
+                self._plug_in(name, bridge)
+            _raise_up(name)
             # Last: a TAP that stays is in our bridge, by which it is known as ours.
             fcntl.ioctl(device, _TUNSETPERSIST, 1)
         finally:
             os.close(device)
+
+    def _plug_in(self, name: str, bridge: int) -> None:
+        """Puts a new TAP into its bridge, unless it was taken back there at this very moment."""
+        try:
+            _add_port(name, bridge)
+        except OSError as error:
+            there = self.find(name) if error.errno == errno.EBUSY else None
+            if there is None or there.master != bridge:
+                raise _not_taken(name, error) from error
 
     def delete_of_vm(self, name: str, bridges: Collection[int]) -> bool:
         """Deletes a VM's TAP, which is in one of these bridges, or its ``ifb``.
@@ -243,24 +254,34 @@ def _open_tap(name: str, owner: int | None) -> int:
     return device
 
 
-def _raise_up(name: str, bridge: int | None) -> None:
-    """Puts a device into a bridge, if one is given, and up. By the kernel's older door: that takes
-    a third of what pyroute2's messages do, and a VM's start waits for it."""
+# By the kernel's older door: that takes a third of what pyroute2's messages do, and a VM's start
+# waits for it.
+
+
+def _add_port(name: str, bridge: int) -> None:
+    """Raises OSError: EBUSY for a device that is in a bridge already."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
+        port = socket.if_nametoindex(name)
+        request = struct.pack("16si20x", socket.if_indextoname(bridge).encode(), port)
+        fcntl.ioctl(door, _SIOCBRADDIF, request)
+
+
+def _raise_up(name: str) -> None:
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as door:
-            if bridge is not None:
-                port = socket.if_nametoindex(name)
-                request = struct.pack("16si20x", socket.if_indextoname(bridge).encode(), port)
-                fcntl.ioctl(door, _SIOCBRADDIF, request)
             request = fcntl.ioctl(door, _SIOCGIFFLAGS, struct.pack("16s24x", name.encode()))
             (flags,) = struct.unpack_from("H", request, 16)
             request = struct.pack("16sH22x", name.encode(), flags | _IFF_UP)
             fcntl.ioctl(door, _SIOCSIFFLAGS, request)
     except OSError as error:
-        raise NetworkFailed(
-            f"the kernel does not take the TAP {name} into its bridge: {error.strerror}",
-            suggestion="check that our bridge exists (ip -br link), or restart the agent",
-        ) from error
+        raise _not_taken(name, error) from error
+
+
+def _not_taken(name: str, error: OSError) -> NetworkFailed:
+    return NetworkFailed(
+        f"the kernel does not take the TAP {name} into its bridge: {error.strerror}",
+        suggestion="check that our bridge exists (ip -br link), or restart the agent",
+    )
 
 
 def _link(message: Any) -> Link:

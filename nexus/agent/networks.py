@@ -239,13 +239,19 @@ class Networks:
 
     def _take_back(self, everything: Iterable[Link]) -> None:
         """Puts the TAPs of VMs back whose bridge somebody deleted, once it was made anew."""
-        ports = {port.tap: port for vm in self.rules.ports.values() for port in vm}
-        for link in everything:
-            port = ports.get(link.name)
-            bridge = _index_or_none(port.bridge) if port else None
-            if bridge and is_stray_tap(link):
+        ports = {port.tap: port.bridge for vm in self.rules.ports.values() for port in vm}
+        for link in filter(is_stray_tap, everything):
+            name = ports.get(link.name)
+            bridge = _index_or_none(name) if name else None
+            if bridge is None:
+                continue
+            try:
                 self._links.set(link.index, master=bridge)
-                log.warning("a TAP is back in its bridge", tap=link.name, bridge=bridge)
+            except NetworkFailed as error:
+                # It went meanwhile: its VM has ended.
+                log.info("a TAP is not back in its bridge", tap=link.name, error=error.message)
+            else:
+                log.warning("a TAP is back in its bridge", tap=link.name, bridge=name)
 
     def _route_loopback(self, forwards: Sequence[HostForward]) -> None:
         """A connection to a forwarded port of 127.0.0.1 is routed into bridges that are there."""

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from nexus.agent.bridges import bridge_name
+from nexus.agent.errors import NetworkFailed
 from nexus.agent.layout import tap_name
+from nexus.agent.links import Links
 from nexus.api.machines import Machine
 from nexus.api.networks import HostNetworkSpec, NetworkError
 from tests.agent.harness import Agent, links, tables, until
@@ -200,3 +202,25 @@ def _devices() -> dict[str, Any]:
     """Every device, and whose port it is."""
     done = subprocess.run(["ip", "-j", "-d", "link"], capture_output=True, check=True)
     return {link["ifname"]: link.get("master") for link in json.loads(done.stdout)}
+
+
+def test_a_new_tap_may_have_been_taken_into_its_bridge_already() -> None:
+    """As an agent does that finds one without a bridge at the moment in which it is made."""
+    tap, other = "nxtakenback", "nxother"
+    with closing(Links()) as known:
+        try:
+            for name in ("nxbr1", "nxbr2"):
+                ip("link", "add", name, "type", "bridge")
+            bridges = [known.find(name) for name in ("nxbr1", "nxbr2")]
+            ours, foreign = (bridge.index for bridge in bridges if bridge)
+            for name, bridge in ((tap, "nxbr1"), (other, "nxbr2")):
+                ip("tuntap", "add", name, "mode", "tap")
+                ip("link", "set", name, "master", bridge)
+            known._plug_in(tap, ours)
+            with pytest.raises(NetworkFailed, match="does not take the TAP nxother"):
+                known._plug_in(other, ours)
+            found = known.find(tap), known.find(other)
+            assert [link.master for link in found if link] == [ours, foreign]
+        finally:
+            for name in (tap, other, "nxbr1", "nxbr2"):
+                known.delete(name)
