@@ -5,6 +5,7 @@ What a machine does in its step ``START``, without what it remembers of it.
 
 import errno
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nexus.agent import disks, faults
 from nexus.agent.command import Jail
 from nexus.agent.errors import NetworkFailed, StageFailed
 from nexus.agent.layout import VmPaths
+from nexus.agent.nofollow import NoFile, opened
 from nexus.agent.process import Vmm, spawn
 from nexus.agent.record import Record
 from nexus.agent.tools import Tools
@@ -160,12 +162,13 @@ async def _quiet_until_booted(vmm: Vmm, paths: VmPaths) -> None:
     A request that is under way when Firecracker fails to boot makes its API thread panic, and
     its seccomp filter then ends it before it has written down why: so nothing is asked before.
     """
-    with paths.vmm_log.open("rb", buffering=0) as told, anyio.move_on_after(QUIET_S):
-        said = told.read()
-        while vmm.alive and BOOTED not in said:
+    # What a VMM put in the place of its log tells nothing.
+    with suppress(NoFile), opened(paths.vmm_log) as told, anyio.move_on_after(QUIET_S):
+        # From the start each time: Firecracker writes it as it likes.
+        while BOOTED not in os.pread(told, LOG_BYTES, 0):
+            if not vmm.alive:
+                return
             await anyio.sleep(0.001)
-            # From the start: Firecracker writes it as it likes.
-            said = os.pread(told.fileno(), LOG_BYTES, 0)
 
 
 def first_of(failures: BaseExceptionGroup[StageFailed]) -> StageFailed:
