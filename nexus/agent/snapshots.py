@@ -130,9 +130,10 @@ class Shelf:
     async def lay_under(self, snapshot_id: str, folder: SnapshotPaths) -> bool:
         """Puts the memory of a snapshot into the folder of one that is to be laid over it; whether
         that is possible. Deleting the snapshot then takes nothing away. Raises HostFull."""
-        if self.find(snapshot_id) is None:
+        try:
+            await self.whole(snapshot_id)
+        except NotFound:
             return False
-        await self.whole(snapshot_id)
         try:
             snapshot_files.link(self.paths(snapshot_id).memory, folder.base)
         except FileNotFoundError:
