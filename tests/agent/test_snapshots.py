@@ -413,13 +413,19 @@ def put_back(machine: Machine, snapshot: HostSnapshot, number: int) -> Machine:
     )
 
 
-def test_what_failed_before_it_touched_a_disk_leaves_the_vm_its_own(
-    agent: Agent, tiny_kernel: Path, source: Machine
-) -> None:
+def captured_and_off(agent: Agent, source: Machine) -> tuple[HostSnapshot, Machine]:
+    """A snapshot, and its VM that was stopped with another disk since."""
     write(disk(agent, source), b"of the guest")
     snapshot = capture(agent, source)
     agent.put(wish := stopped(source))
     write(disk(agent, source), b"of  a  later")
+    return snapshot, wish
+
+
+def test_what_failed_before_it_touched_a_disk_leaves_the_vm_its_own(
+    agent: Agent, tiny_kernel: Path, source: Machine
+) -> None:
+    snapshot, wish = captured_and_off(agent, source)
     with lacking_its_disk(agent, snapshot):
         assert "no snapshot" in failed(agent.put(wish := put_back(wish, snapshot, 2)), "disk")
         # One that never had disks has none still, and does not boot from its image's.
@@ -436,10 +442,7 @@ def test_what_failed_before_it_touched_a_disk_leaves_the_vm_its_own(
 def test_what_failed_once_the_disks_were_placed_needs_its_snapshot_no_more(
     agent: Agent, source: Machine
 ) -> None:
-    write(disk(agent, source), b"of the guest")
-    snapshot = capture(agent, source)
-    agent.put(wish := stopped(source))
-    write(disk(agent, source), b"of  a  later")
+    snapshot, wish = captured_and_off(agent, source)
     tap = tap_name(source.id, 0)
     subprocess.run(["ip", "link", "add", tap, "type", "bridge"], check=True)
     try:
@@ -454,10 +457,7 @@ def test_what_failed_once_the_disks_were_placed_needs_its_snapshot_no_more(
 def test_an_agent_that_did_not_begin_a_load_takes_disks_for_half_placed(
     agent: Agent, source: Machine
 ) -> None:
-    write(disk(agent, source), b"of the guest")
-    snapshot = capture(agent, source)
-    agent.put(wish := stopped(source))
-    write(disk(agent, source), b"of  a  later")
+    snapshot, wish = captured_and_off(agent, source)
     agent.stop()
     agent.start(NEXUS_FAULT="load_placing")
     wish = put_back(wish, snapshot, 2)
