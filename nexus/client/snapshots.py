@@ -89,7 +89,7 @@ class Snapshots:
         timeout_s: float | None = None,
         if_match: str | None = None,
     ) -> None:
-        """Refused while a diff on top of it, or a VM that is being loaded, needs it; ``merge``
+        """Refused while a diff on top of it, or a VM without its disks yet, needs it; ``merge``
         makes such diffs whole first."""
         self._client.send(calls.delete_snapshot(ref, merge, wait, timeout_s, if_match))
 
@@ -228,7 +228,7 @@ class AsyncSnapshots:
         timeout_s: float | None = None,
         if_match: str | None = None,
     ) -> None:
-        """Refused while a diff on top of it, or a VM that is being loaded, needs it; ``merge``
+        """Refused while a diff on top of it, or a VM without its disks yet, needs it; ``merge``
         makes such diffs whole first."""
         await self._client.send(calls.delete_snapshot(ref, merge, wait, timeout_s, if_match))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 MOST_TEXT = 65536
 """As much as a VM's own user data."""
@@ -48,8 +49,7 @@ class Settings:
 
     @property
     def own_ports(self) -> dict[int, str]:
-        """TCP ports of this machine without which there is no Nexus, and whose each is. Raises
-        ValueError for an address that is none."""
+        """TCP ports of this machine without which there is no Nexus, and whose each is."""
         agent, database = urlsplit(self.agent_url), make_url(self.database_url)
         found = {}
         if database.get_backend_name().startswith("postgres") and _is_loopback(database.host):
@@ -66,7 +66,7 @@ class Settings:
         """The settings of this process. Raises BadSetting for a value that means nothing."""
         given = os.environ if env is None else env
         data = Path(given.get("NEXUS_DATA_DIR", "/var/lib/nexus"))
-        return cls(
+        settings = cls(
             database_url=given.get("DATABASE_URL") or f"sqlite:///{data / 'nexus.db'}",
             bind=given.get("MANAGER_BIND") or "127.0.0.1:18080",
             image_root=Path(given.get("MANAGER_IMAGE_ROOT") or "/srv/images"),
@@ -83,6 +83,22 @@ class Settings:
             image_max_bytes=_mib(given, "MANAGER_IMAGE_MAX_MIB", 65536) << 20,
             vendor_data=_text(given, "MANAGER_VENDOR_DATA_FILE"),
         )
+        settings._check_addresses()
+        return settings
+
+    def _check_addresses(self) -> None:
+        try:
+            _ = urlsplit(self.agent_url).port
+        except ValueError as error:
+            raise BadSetting(f"NEXUS_AGENT_URL={self.agent_url!r}: {error}") from error
+        try:
+            make_url(self.database_url)
+        except (ArgumentError, ValueError) as error:
+            # Without what was given: there may be a password in it.
+            raise BadSetting(
+                "DATABASE_URL is no address of a database: sqlite:////var/lib/nexus/nexus.db, or "
+                "postgresql://USER:PASSWORD@HOST/NAME"
+            ) from error
 
 
 def _path(env: Mapping[str, str], name: str) -> Path | None:

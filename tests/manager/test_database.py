@@ -13,8 +13,9 @@ from sqlalchemy import Connection, func, select
 from nexus.api.errors import Conflict
 from nexus.manager import uow
 from nexus.manager.config import BadSetting, Settings
+from nexus.manager.db.base import Base
+from nexus.manager.db.journal_tables import AuditRow, VmEventRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import AuditRow, Base, VmEventRow
 from tests.manager.rows import host_row, image_row, vm_row
 
 pytestmark = pytest.mark.anyio
@@ -139,3 +140,9 @@ def test_settings_come_from_the_environment() -> None:
         Settings.from_env({"MANAGER_RECONCILER_DISABLED": "maybe"})
     with pytest.raises(BadSetting):
         Settings.from_env({"MANAGER_MEM_OVERCOMMIT": "-1"})
+    with pytest.raises(BadSetting, match="NEXUS_AGENT_URL"):
+        Settings.from_env({"NEXUS_AGENT_URL": "http://127.0.0.1:99999"})
+    for address in ("s3cret", "postgresql://u:s3cret@h:many/d"):
+        with pytest.raises(BadSetting, match="DATABASE_URL") as bad:
+            Settings.from_env({"DATABASE_URL": address})
+        assert "s3cret" not in str(bad.value)

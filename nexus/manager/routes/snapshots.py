@@ -75,7 +75,7 @@ async def delete(
     timeout_s: Wait_s = WAIT_S,
     merge: Annotated[bool, Query(description="Make diffs on top of it whole first.")] = False,
 ) -> Ok:
-    """Deletes a snapshot. 409 while a diff on top of it, or a VM that is being loaded, needs it;
+    """Deletes a snapshot. 409 while a diff on top of it, or a VM without its disks yet, needs it;
     VMs that were loaded from it do not."""
     caller = caller_of(request, principal, "snapshots:write")
     snapshot = await nexus.snapshots.delete(caller, ref, merge=merge)
