@@ -16,7 +16,8 @@ from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
 from nexus.manager.db import full
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, SnapshotRow, VmRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
+from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.db.template_tables import PrebootRow, RolloutRow
 from nexus.manager.feed import EventFeed
 from nexus.manager.idempotency import Idempotency, prune_for_ever

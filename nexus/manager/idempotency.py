@@ -23,8 +23,8 @@ from nexus.api.common import Ok
 from nexus.api.errors import ErrorBody, NexusError, ValidationFailed
 from nexus.httpd import App, Message, Receive, Scope, Send
 from nexus.manager import keys
+from nexus.manager.db.journal_tables import IdempotencyRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import IdempotencyRow
 from nexus.manager.keys import Asked, Claim
 from nexus.manager.security import Principal
 

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.common import Ok, Wire
 from nexus.api.errors import ErrorBody, NexusError
+from nexus.manager.db.journal_tables import IdempotencyRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import IdempotencyRow
 
 KEPT = timedelta(hours=24)
 MOST_PRUNED = 1000

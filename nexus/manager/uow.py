@@ -16,8 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from nexus.api.common import Wire
 from nexus.api.errors import ClientGone, NexusError
 from nexus.api.vms import VmState
+from nexus.manager.db.journal_tables import AuditRow, VmEventRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import AuditRow, VmEventRow, VmRow
+from nexus.manager.db.tables import VmRow
 from nexus.manager.etags import IfMatch
 from nexus.manager.keys import Claim
 

@@ -21,7 +21,9 @@ from sqlalchemy import event, func, select, update
 from nexus import httpd
 from nexus.manager.app import create_app, start
 from nexus.manager.config import Settings
-from nexus.manager.db.tables import AuditRow, HostRow, IpAddressRow, VmRow
+from nexus.manager.db.journal_tables import AuditRow
+from nexus.manager.db.network_tables import IpAddressRow
+from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.runtime import Runtime
 from tests.manager.core import settings_for
 from tests.manager.rows import host_row, image_row, network_row

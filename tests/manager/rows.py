@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from nexus.api.hosts import Capacity, HostNetwork
 from nexus.ids import new_id
 from nexus.manager.db.columns import StoredImage
-from nexus.manager.db.tables import HostRow, ImageRow, NetworkRow, VmRow
+from nexus.manager.db.network_tables import NetworkRow
+from nexus.manager.db.tables import HostRow, ImageRow, VmRow
 
 
 def host_row() -> HostRow:

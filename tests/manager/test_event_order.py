@@ -12,8 +12,8 @@ from sqlalchemy import select, text
 
 from nexus.ids import new_id
 from nexus.manager import uow
+from nexus.manager.db.journal_tables import VmEventRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import VmEventRow
 from nexus.manager.services.events import EventFilter, position, read
 from tests.manager import postgres
 from tests.manager.rows import host_row, image_row, vm_row

@@ -10,8 +10,9 @@ from sqlalchemy import update
 
 from nexus.manager import feed, uow
 from nexus.manager.config import BadSetting, Settings
+from nexus.manager.db.journal_tables import EventHorizonRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import EventHorizonRow, TokenRow, VmRow
+from nexus.manager.db.tables import TokenRow, VmRow
 from nexus.manager.services import events
 from tests.manager.core import Manager, running, until
 from tests.manager.rows import host_row, image_row, vm_row

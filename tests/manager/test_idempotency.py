@@ -18,7 +18,8 @@ from nexus.ids import new_id
 from nexus.manager import keys
 from nexus.manager.app import create_app
 from nexus.manager.config import Settings
-from nexus.manager.db.tables import AuditRow, IdempotencyRow, TokenRow, VmRow
+from nexus.manager.db.journal_tables import AuditRow, IdempotencyRow
+from nexus.manager.db.tables import TokenRow, VmRow
 from nexus.manager.runtime import caller_of
 from nexus.manager.security import Principal, declared, require
 from nexus.manager.uow import change

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from nexus.api.errors import Conflict
 from nexus.manager.config import Settings
 from nexus.manager.db.full import is_full
-from nexus.manager.db.tables import AuditRow
+from nexus.manager.db.journal_tables import AuditRow
 from nexus.manager.services import uploads as service
 from tests.images import kernels
 from tests.manager.core import Manager, running, settings_for

@@ -26,7 +26,7 @@ from nexus.api.networks import (
 from nexus.httpd import MAX_BODY_BYTES
 from nexus.ids import new_id
 from nexus.manager import subnets
-from nexus.manager.db.tables import NetworkRow, PortForwardRow
+from nexus.manager.db.network_tables import NetworkRow, PortForwardRow
 from tests.manager.agent_double import AgentDouble
 from tests.manager.core import Manager, running, settings_for, until
 

@@ -11,8 +11,9 @@ from sqlalchemy import Connection, select
 
 from nexus.ids import new_id
 from nexus.manager.db import migrate
+from nexus.manager.db.network_tables import IpAddressRow, NetworkRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, IpAddressRow, NetworkRow, VmRow
+from nexus.manager.db.tables import HostRow, VmRow
 
 pytestmark = pytest.mark.anyio
 

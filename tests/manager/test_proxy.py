@@ -9,7 +9,8 @@ from sqlalchemy import select
 
 from nexus.api.machines import VMM_BODY_BYTES
 from nexus.httpd import REST_BYTES
-from nexus.manager.db.tables import AuditRow, VmRow
+from nexus.manager.db.journal_tables import AuditRow
+from nexus.manager.db.tables import VmRow
 from tests.manager.agent_double import AgentDouble
 from tests.manager.core import Manager, until
 

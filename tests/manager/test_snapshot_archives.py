@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import select, text
 
 from nexus.api.archives import BLOCK, MANIFEST, META, entry, taken
-from nexus.manager.db.tables import ImageRow, SnapshotRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
+from nexus.manager.db.tables import ImageRow
 from nexus.manager.services import quotas
 from tests.manager.agent_double import AgentDouble, refusing
 from tests.manager.core import Manager, until

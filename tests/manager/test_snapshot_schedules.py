@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from nexus.manager.db.tables import SnapshotScheduleRow
+from nexus.manager.db.snapshot_tables import SnapshotScheduleRow
 from nexus.manager.services.snapshot_schedules import following
 from tests.manager.agent_double import AgentDouble
 from tests.manager.core import Manager, until

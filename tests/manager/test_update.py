@@ -5,7 +5,7 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from nexus.manager.db.tables import AuditRow
+from nexus.manager.db.journal_tables import AuditRow
 from tests.manager.agent_double import AgentDouble
 from tests.manager.core import Manager
 

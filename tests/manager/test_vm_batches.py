@@ -7,7 +7,8 @@ from sqlalchemy import func, select
 
 from nexus.api.errors import NoCapacity, ValidationFailed
 from nexus.api.vms import VmCreate, VmError
-from nexus.manager.db.tables import IpAddressRow, VmRow
+from nexus.manager.db.network_tables import IpAddressRow
+from nexus.manager.db.tables import VmRow
 from nexus.manager.scheduler import HostRoom, Request, place_all
 from nexus.manager.services.vm_creation import names_of
 from tests.manager.agent_double import AgentDouble

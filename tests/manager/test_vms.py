@@ -5,7 +5,7 @@ import pytest
 from sqlalchemy import update
 
 from nexus.api.vms import VmError
-from nexus.manager.db.tables import NetworkRow
+from nexus.manager.db.network_tables import NetworkRow
 from tests.manager.agent_double import AgentDouble
 from tests.manager.core import Manager, until
 
@@ -208,7 +208,7 @@ async def test_the_vmms_own_api(manager: Manager, agent: AgentDouble) -> None:
 async def test_every_change_leaves_an_audit_row(manager: Manager) -> None:
     from sqlalchemy import select
 
-    from nexus.manager.db.tables import AuditRow
+    from nexus.manager.db.journal_tables import AuditRow
 
     await manager.create(name="seen")
     await manager.http.post("/v1/vms/seen/pause?wait=paused")

@@ -1,7 +1,10 @@
-"""The tables. Desired and observed state stand side by side in each row."""
+"""The tables of tokens, images, hosts, VMs and volumes.
+
+Of what the manager brings about, desired and observed state stand side by side in each row.
+"""
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import JsonValue
 from sqlalchemy import (
@@ -11,7 +14,6 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
-    MetaData,
     String,
     Text,
     UniqueConstraint,
@@ -22,28 +24,19 @@ from sqlalchemy import (
     inspect,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, mapped_column
+from sqlalchemy.orm import Mapped, Mapper, mapped_column
 
 from nexus.api.common import Engine, Progress
 from nexus.api.devices import ROOT_DRIVE, Balloon, DriveLimits
 from nexus.api.endings import LastExit, RestartPolicy
 from nexus.api.hosts import Capacity, HostNetwork, HostState
-from nexus.api.images import (
-    BuildState,
-    ImageBuildOptions,
-    ImageFormat,
-    ImageKind,
-    ImageRecipe,
-)
-from nexus.api.networks import NetworkError, NetworkKind, NetworkState, Protocol
+from nexus.api.images import BuildState, ImageBuildOptions, ImageFormat, ImageKind, ImageRecipe
 from nexus.api.origins import Identity
 from nexus.api.quotas import Quota
-from nexus.api.snapshots import HostSnapshot, SnapshotKind
 from nexus.api.usage import Measured
-from nexus.api.vm_snapshots import SnapshotError, SnapshotState
 from nexus.api.vms import VmError, VmState
+from nexus.manager.db.base import Base, Leased
 from nexus.manager.db.columns import (
-    Blueprint,
     StoredDrive,
     StoredImage,
     StoredNic,
@@ -54,34 +47,6 @@ from nexus.manager.db.columns import (
 
 WantedPower = Literal["running", "paused", "stopped", "deleted"]
 RoleName = Literal["viewer", "operator", "admin", "agent"]
-
-_BIG_ID = BigInteger().with_variant(Integer, "sqlite")
-
-
-class Base(DeclarativeBase):
-    """All tables' metadata, with names for constraints that migrations can rely on."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(column_0_label)s",
-            "uq": "uq_%(table_name)s_%(column_0_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-
-
-class Leased:
-    """A row that background work takes with a lease. See docs/pipelines.md."""
-
-    if TYPE_CHECKING:
-        id: Mapped[str]
-
-    lease_owner: Mapped[str | None] = mapped_column(String(36))
-    lease_token: Mapped[str | None] = mapped_column(String(36))
-    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    next_attempt_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    attempts: Mapped[int] = mapped_column(Integer, default=0)
 
 
 class TokenRow(Base):
@@ -365,36 +330,6 @@ def _sum_disks(mapper: Mapper[VmRow], connection: Connection, row: VmRow) -> Non
         row.disk_mib = disk_mib
 
 
-class NetworkRow(Base):
-    """A network. Its hosts make it; ``state`` is what they say of that."""
-
-    __tablename__ = "networks"
-    __table_args__ = (UniqueConstraint("project", "name"),)
-
-    id: Mapped[str] = mapped_column(String(36), primary_key=True)
-    project: Mapped[str] = mapped_column(String(63), default="default")
-    name: Mapped[str] = mapped_column(String(32))
-    kind: Mapped[NetworkKind] = mapped_column(String(16))
-    host_id: Mapped[str | None] = mapped_column(ForeignKey("hosts.id"), index=True)
-    """The host whose own network this is; None for one that every host makes."""
-    cidr: Mapped[str] = mapped_column(String(18))
-    gateway: Mapped[str | None] = mapped_column(String(15))
-    uplink: Mapped[str | None] = mapped_column(String(15))
-    isolate_vms: Mapped[bool] = mapped_column(default=False)
-    dns: Mapped[list[str] | None] = mapped_column(Typed(list[str]))
-    """None for the name servers of the host."""
-    dhcp: Mapped[bool] = mapped_column(default=False)
-    reserved: Mapped[list[str]] = mapped_column(Typed(list[str]), default=list)
-    allow: Mapped[list[str]] = mapped_column(Typed(list[str]), default=list)
-    bridge: Mapped[str] = mapped_column(String(15))
-    state: Mapped[NetworkState] = mapped_column(String(16))
-    error: Mapped[NetworkError | None] = mapped_column(Typed(NetworkError))
-    last_address: Mapped[int] = mapped_column(BigInteger, default=0)
-    """The address handed out last, as a number: freed addresses rest before they come back."""
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
-
-
 class VolumeRow(Base):
     """A disk that outlives its VMs. ``vm_id`` decides whose it is; it is free when that row goes,
     or when that VM has let go of it.
@@ -432,175 +367,3 @@ class QuotaRow(Base):
     project: Mapped[str] = mapped_column(String(63), primary_key=True)
     limits: Mapped[Quota] = mapped_column(Typed(Quota))
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
-
-
-class SnapshotRow(Leased, Base):
-    """A snapshot of a VM. It outlives the VM: everything that clones are made of is in it."""
-
-    __tablename__ = "snapshots"
-    __table_args__ = (
-        UniqueConstraint("project", "name"),
-        Index(
-            "uq_snapshots_capturing",
-            "vm_id",
-            unique=True,
-            sqlite_where=text("state = 'requested'"),
-            postgresql_where=text("state = 'requested'"),
-        ),
-        Index("ix_snapshots_vm", "vm_id", "id"),
-        Index("ix_snapshots_state", "state", "next_attempt_at"),
-    )
-
-    id: Mapped[str] = mapped_column(String(36), primary_key=True)
-    project: Mapped[str] = mapped_column(String(63), default="default")
-    name: Mapped[str] = mapped_column(String(63))
-    vm_id: Mapped[str | None] = mapped_column(String(36))
-    """The VM it was taken of; no foreign key, because that may be gone. None when imported."""
-    vm_name: Mapped[str] = mapped_column(String(63))
-    host_id: Mapped[str] = mapped_column(ForeignKey("hosts.id"), index=True)
-    engine: Mapped[Engine] = mapped_column(String(16))
-    kind: Mapped[SnapshotKind] = mapped_column(String(8))
-    parent_id: Mapped[str | None] = mapped_column(String(36), index=True)
-    """The snapshot that a diff was taken after."""
-    needs_parent: Mapped[bool] = mapped_column(default=False)
-    """Whether it is only the difference still: hosts merge chains in the background."""
-    state: Mapped[SnapshotState] = mapped_column(String(16))
-    error: Mapped[SnapshotError | None] = mapped_column(Typed(SnapshotError))
-    blueprint: Mapped[Blueprint] = mapped_column(Typed(Blueprint))
-    held: Mapped[HostSnapshot | None] = mapped_column(Typed(HostSnapshot))
-    """What the host says of it once it is captured."""
-    disk_mib: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    """What it was promised: its memory, and the disks by the size that guests see."""
-    scheduled: Mapped[bool] = mapped_column(default=False)
-    """Whether its VM's schedule made it, and may prune it."""
-    template_id: Mapped[str | None] = mapped_column(String(36))
-    """The template whose prebooted VM it is: Nexus' own, and not shown unless asked for."""
-    wanted_by: Mapped[str] = mapped_column(String(128))
-    wanted_in: Mapped[str | None] = mapped_column(String(128))
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
-
-
-class SnapshotScheduleRow(Base):
-    """When snapshots of a VM are taken by themselves, and how many of them are kept."""
-
-    __tablename__ = "snapshot_schedules"
-
-    vm_id: Mapped[str] = mapped_column(ForeignKey("vms.id", ondelete="CASCADE"), primary_key=True)
-    project: Mapped[str] = mapped_column(String(63), default="default")
-    every_s: Mapped[int] = mapped_column(Integer)
-    keep: Mapped[int] = mapped_column(Integer)
-    next_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
-    last_error: Mapped[str | None] = mapped_column(Text)
-    """Why the last one that was due was not taken."""
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
-
-
-class PortForwardRow(Base):
-    """A port of a host that leads to a VM. The unique constraint decides whose it is."""
-
-    __tablename__ = "port_forwards"
-    __table_args__ = (UniqueConstraint("host_id", "protocol", "host_port"),)
-
-    id: Mapped[str] = mapped_column(String(36), primary_key=True)
-    project: Mapped[str] = mapped_column(String(63), default="default")
-    vm_id: Mapped[str] = mapped_column(ForeignKey("vms.id", ondelete="CASCADE"), index=True)
-    host_id: Mapped[str] = mapped_column(ForeignKey("hosts.id"))
-    protocol: Mapped[Protocol] = mapped_column(String(8))
-    host_port: Mapped[int] = mapped_column(Integer)
-    guest_port: Mapped[int] = mapped_column(Integer)
-    iface: Mapped[str] = mapped_column(String(8))
-    ip: Mapped[str] = mapped_column(String(15))
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-
-
-class IpAddressRow(Base):
-    """An address in use. The unique constraint decides who gets it."""
-
-    __tablename__ = "ip_addresses"
-    __table_args__ = (UniqueConstraint("network_id", "address"),)
-
-    id: Mapped[int] = mapped_column(_BIG_ID, primary_key=True, autoincrement=True)
-    network_id: Mapped[str] = mapped_column(ForeignKey("networks.id"))
-    address: Mapped[int] = mapped_column(BigInteger)
-    vm_id: Mapped[str] = mapped_column(ForeignKey("vms.id", ondelete="CASCADE"), index=True)
-
-
-class VmEventRow(Base):
-    """One change in a VM's life. Events outlive their VM."""
-
-    __tablename__ = "vm_events"
-    __table_args__ = (
-        Index("ix_vm_events_vm", "vm_id", "id"),
-        Index("ix_vm_events_project", "project", "id"),
-        Index("ix_vm_events_name", "project", "vm_name", "id"),
-        Index("ix_vm_events_at", "at", "id"),
-        {"sqlite_autoincrement": True},
-    )
-
-    id: Mapped[int] = mapped_column(_BIG_ID, primary_key=True, autoincrement=True)
-    project: Mapped[str] = mapped_column(String(63), default="default")
-    vm_id: Mapped[str] = mapped_column(String(36))
-    vm_name: Mapped[str] = mapped_column(String(63), server_default="")
-    """The VM's name at that time."""
-    at: Mapped[datetime] = mapped_column(UtcDateTime)
-    state: Mapped[VmState] = mapped_column(String(16))
-    reason: Mapped[str] = mapped_column(String(64))
-    message: Mapped[str] = mapped_column(Text)
-    actor: Mapped[str] = mapped_column(String(128))
-    request_id: Mapped[str | None] = mapped_column(String(128))
-
-
-class EventHorizonRow(Base):
-    """One row: events up to ``pruned_to`` were deleted for their age."""
-
-    __tablename__ = "event_horizon"
-
-    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
-    pruned_to: Mapped[int] = mapped_column(BigInteger)
-
-
-class IdempotencyRow(Base):
-    """A request's Idempotency-Key, written in the transaction of what the request changed."""
-
-    __tablename__ = "idempotency_keys"
-
-    project: Mapped[str] = mapped_column(String(63), primary_key=True)
-    token_id: Mapped[str] = mapped_column(String(36), primary_key=True)
-    key: Mapped[str] = mapped_column(String(255), primary_key=True)
-    fingerprint: Mapped[str] = mapped_column(String(64))
-    summary: Mapped[str] = mapped_column(Text)
-    """The first request's method and path, for people."""
-    request_id: Mapped[str] = mapped_column(String(128))
-    instance: Mapped[str] = mapped_column(String(36))
-    """The manager that serves the request."""
-    target: Mapped[str | None] = mapped_column(String(128))
-    status: Mapped[int | None] = mapped_column(Integer)
-    body: Mapped[str | None] = mapped_column(Text)
-    """The answer; None until the request has come to one."""
-    is_final: Mapped[bool] = mapped_column()
-    """Whether the answer was the request's last word, and not one of when its change was made."""
-    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
-
-
-class AuditRow(Base):
-    """One mutating call: who did what to what, in which request, and how it ended."""
-
-    __tablename__ = "audit"
-    __table_args__ = {"sqlite_autoincrement": True}  # noqa: RUF012
-
-    id: Mapped[int] = mapped_column(_BIG_ID, primary_key=True, autoincrement=True)
-    project: Mapped[str] = mapped_column(String(63), default="default")
-    actor: Mapped[str] = mapped_column(String(128))
-    permission: Mapped[str] = mapped_column(String(32))
-    action: Mapped[str] = mapped_column(String(64))
-    target: Mapped[str | None] = mapped_column(String(128))
-    before: Mapped[dict[str, object] | None] = mapped_column(Typed(dict[str, object]))
-    after: Mapped[dict[str, object] | None] = mapped_column(Typed(dict[str, object]))
-    request_id: Mapped[str | None] = mapped_column(String(128))
-    result: Mapped[str] = mapped_column(String(64))
-    """``ok``, the error code of the refusal, or ``pending`` while it is done."""
-    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -18,8 +18,8 @@ from nexus.api.rollouts import MemberState, RolloutOptions, RolloutState
 from nexus.api.templates import PrebootState
 from nexus.api.vms import VmSpec
 from nexus.manager.boot_config import BootConfig
+from nexus.manager.db.base import Base, Leased
 from nexus.manager.db.columns import StoredImages, Typed, UtcDateTime
-from nexus.manager.db.tables import Base, Leased
 
 
 class TemplateRow(Base):

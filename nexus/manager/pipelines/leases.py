@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.ids import new_id
-from nexus.manager.db.tables import Leased
+from nexus.manager.db.base import Leased
 
 LEASE_S = 30.0
 """How long a lease holds without renewal: how long a killed manager's work rests."""

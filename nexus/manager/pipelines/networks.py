@@ -23,8 +23,9 @@ from nexus.api.networks import (
 )
 from nexus.ids import new_id
 from nexus.manager.agents import Agent
+from nexus.manager.db.network_tables import NetworkRow, PortForwardRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, NetworkRow, PortForwardRow
+from nexus.manager.db.tables import HostRow
 from nexus.manager.waiters import Waiters
 
 log = structlog.get_logger("pipeline.networks")

@@ -23,7 +23,8 @@ from nexus.manager import specs, wanting
 from nexus.manager.agents import Agents
 from nexus.manager.db.columns import StoredOrigin
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, SnapshotRow, VmRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
+from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.db.template_tables import PrebootRow, TemplateRow, TemplateVersionRow
 from nexus.manager.pipelines import leases
 from nexus.manager.pipelines.snapshots import SnapshotPipeline

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import SnapshotRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
 from nexus.manager.pipelines.snapshots import SnapshotPipeline
 from nexus.manager.services import snapshot_schedules as schedules
 

@@ -21,7 +21,8 @@ from nexus.api.vm_snapshots import SnapshotError, SnapshotStage, SnapshotState
 from nexus.manager import blueprints
 from nexus.manager.agents import Agents
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import SnapshotRow, VmRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
+from nexus.manager.db.tables import VmRow
 from nexus.manager.pipelines import leases
 from nexus.manager.pipelines.vms import GIVE_UP_AFTER, backoff_s
 from nexus.manager.uow import Caller, vm_event

@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.errors import NotFound
 from nexus.api.vms import VmEvent, VmState
+from nexus.manager.db.journal_tables import EventHorizonRow, VmEventRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import EventHorizonRow, VmEventRow
 from nexus.manager.services.vms import find, to_event
 
 PRUNE_BATCH = 1000

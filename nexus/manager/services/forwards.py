@@ -10,8 +10,8 @@ from nexus.api.common import Created
 from nexus.api.errors import Conflict, InvalidState, NotFound
 from nexus.api.networks import MOST_FORWARDS, PortForward, PortForwardCreate
 from nexus.ids import new_id
+from nexus.manager.db.network_tables import NetworkRow, PortForwardRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import NetworkRow, PortForwardRow
 from nexus.manager.pipelines.networks import NetworkPush
 from nexus.manager.services.vms import find
 from nexus.manager.uow import Caller, change

@@ -29,7 +29,8 @@ from nexus.images.store import SHA256, Store, StoredBlob
 from nexus.manager import etags
 from nexus.manager.config import Settings
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import ImageRow, SnapshotRow, VmRow, VolumeRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
+from nexus.manager.db.tables import ImageRow, VmRow, VolumeRow
 from nexus.manager.db.template_tables import TemplateRow, TemplateVersionRow
 from nexus.manager.image_root import open_under
 from nexus.manager.turns import turn

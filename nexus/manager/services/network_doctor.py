@@ -8,8 +8,9 @@ from nexus.api.doctor import Check, Diagnosis, NetworkDoctor
 from nexus.api.errors import NexusError
 from nexus.api.networks import HostForward
 from nexus.manager.agents import Agents
+from nexus.manager.db.network_tables import PortForwardRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, PortForwardRow
+from nexus.manager.db.tables import HostRow
 from nexus.manager.services.vms import find
 
 

@@ -28,8 +28,9 @@ from nexus.api.networks import (
 )
 from nexus.ids import new_id
 from nexus.manager import subnets
+from nexus.manager.db.network_tables import IpAddressRow, NetworkRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, IpAddressRow, NetworkRow, VmRow
+from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.pipelines.networks import NetworkPush
 from nexus.manager.uow import Caller, change
 from nexus.manager.waiters import Waiters
@@ -54,7 +55,7 @@ class Networks:
                 hosts = (await session.scalars(select(HostRow).with_for_update())).all()
                 await _check_room(session)
                 if request.uplink is not None:
-                    await _check_uplink(session, request.uplink)
+                    await _check_uplink(session, caller.project, request.uplink)
                 taken = await _subnets_taken(session, hosts)
                 wanted = IPv4Network(request.cidr) if request.cidr else None
                 if wanted is None:
@@ -241,12 +242,13 @@ async def _check_room(session: AsyncSession) -> None:
         )
 
 
-async def _check_uplink(session: AsyncSession, uplink: str) -> None:
+async def _check_uplink(session: AsyncSession, project: str, uplink: str) -> None:
     """Two networks behind one uplink would undo each other's rules and give addresses twice."""
-    other = await session.scalar(select(NetworkRow.name).where(NetworkRow.uplink == uplink))
+    other = await session.scalar(select(NetworkRow).where(NetworkRow.uplink == uplink))
     if other is not None:
+        which = f"the network {other.name!r}" if other.project == project else "another network"
         raise Conflict(
-            f"{uplink} is the uplink of the network {other!r} already",
+            f"{uplink} is the uplink of {which} already",
             suggestion="give VMs a NIC on that network, or name another interface of the host",
         )
 

@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from nexus.api.templates import TemplatePreboot
 from nexus.ids import new_id
-from nexus.manager.db.tables import HostRow, SnapshotRow, VmRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
+from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.db.template_tables import PrebootRow
 from nexus.manager.services.hosts import is_healthy
 

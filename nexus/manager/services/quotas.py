@@ -8,7 +8,8 @@ from nexus.api.errors import Conflict, Forbidden
 from nexus.api.quotas import ProjectQuota, Quota, Resources
 from nexus.manager import quotas
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import QuotaRow, SnapshotRow, VmRow, VolumeRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
+from nexus.manager.db.tables import QuotaRow, VmRow, VolumeRow
 from nexus.manager.uow import SYSTEM, Caller, change
 
 _ATTEMPTS = 3

@@ -34,8 +34,10 @@ from nexus.api.vms import VmSpec
 from nexus.ids import new_id
 from nexus.manager.agents import Agents
 from nexus.manager.db.columns import Blueprint, StoredDrive, StoredImage
+from nexus.manager.db.network_tables import NetworkRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, ImageRow, NetworkRow, SnapshotRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
+from nexus.manager.db.tables import HostRow, ImageRow
 from nexus.manager.pipelines import leases
 from nexus.manager.pipelines.snapshots import SnapshotPipeline
 from nexus.manager.services import quotas

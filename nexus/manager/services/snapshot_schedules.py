@@ -10,7 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from nexus.api.errors import InUse, InvalidState, NexusError, NotFound
 from nexus.api.vm_snapshots import SnapshotSchedule, SnapshotScheduleSet
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import SnapshotRow, SnapshotScheduleRow, VmRow
+from nexus.manager.db.snapshot_tables import SnapshotRow, SnapshotScheduleRow
+from nexus.manager.db.tables import VmRow
 from nexus.manager.services import vms
 from nexus.manager.services.snapshot_taking import begin
 from nexus.manager.services.snapshots import check_not_needed, discard

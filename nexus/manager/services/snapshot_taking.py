@@ -10,7 +10,8 @@ from nexus.api.quotas import Resources
 from nexus.api.snapshots import SnapshotKind
 from nexus.ids import new_id
 from nexus.manager import blueprints
-from nexus.manager.db.tables import SnapshotRow, VmRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
+from nexus.manager.db.tables import VmRow
 from nexus.manager.services import quotas
 from nexus.manager.uow import UnitOfWork
 

@@ -12,7 +12,8 @@ from nexus.api.vms import Vm
 from nexus.manager import lifecycle, wanting
 from nexus.manager.db.columns import Blueprint, StoredOrigin
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, SnapshotRow, VmRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
+from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.services import quotas, vms
 from nexus.manager.services.snapshot_taking import check_alone

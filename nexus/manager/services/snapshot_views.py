@@ -3,7 +3,7 @@
 from nexus.api.vm_snapshots import Snapshot, SnapshotContent
 from nexus.api.vms import VmImage
 from nexus.manager.db.columns import StoredImage
-from nexus.manager.db.tables import SnapshotRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
 
 
 def to_snapshot(row: SnapshotRow) -> Snapshot:

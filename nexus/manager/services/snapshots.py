@@ -20,7 +20,8 @@ from nexus.api.vm_snapshots import (
 from nexus.manager import etags, keys
 from nexus.manager.agents import Agents
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import SnapshotRow, VmRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
+from nexus.manager.db.tables import VmRow
 from nexus.manager.pipelines.snapshots import SnapshotPipeline, children
 from nexus.manager.services import vms
 from nexus.manager.services.snapshot_taking import begin, name_taken

@@ -11,7 +11,8 @@ from nexus.api.common import Wire
 from nexus.api.errors import NotFound
 from nexus.api.vms import Vm, VmCreate
 from nexus.manager.db.columns import StoredImages
-from nexus.manager.db.tables import SnapshotRow, VmRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
+from nexus.manager.db.tables import VmRow
 from nexus.manager.db.template_tables import TemplateRow
 from nexus.manager.services import preboots
 from nexus.manager.services.vm_images import VmImages, choose_over

@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from nexus.api.usage import HostUse, ProjectUse, Space, Spaces, Usage
 from nexus.images.store import Store
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, HostUseRow, ImageRow, SnapshotRow, VmRow, VolumeRow
+from nexus.manager.db.snapshot_tables import SnapshotRow
+from nexus.manager.db.tables import HostRow, HostUseRow, ImageRow, VmRow, VolumeRow
 
 MIB = 1 << 20
 _REGISTRY = ""

@@ -12,7 +12,8 @@ from nexus.api.errors import Conflict, InvalidState, NotFound, ValidationFailed
 from nexus.api.networks import DEFAULT_NETWORK
 from nexus.manager import devices, ipam
 from nexus.manager.db.columns import StoredNic
-from nexus.manager.db.tables import HostRow, IpAddressRow, NetworkRow
+from nexus.manager.db.network_tables import IpAddressRow, NetworkRow
+from nexus.manager.db.tables import HostRow
 
 _NAMES: BindParameter[str] = bindparam("names", expanding=True)
 _ASKED_FOR = (

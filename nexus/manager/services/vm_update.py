@@ -10,8 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from nexus.api.errors import InvalidState
 from nexus.api.vms import Vm, VmUpdate
 from nexus.manager import wanting
+from nexus.manager.db.network_tables import NetworkRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import NetworkRow, VmRow
+from nexus.manager.db.tables import VmRow
 from nexus.manager.pipelines.expiry import ExpiryPipeline
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.services.vm_creation import check_free, name_taken

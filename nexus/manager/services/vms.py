@@ -11,8 +11,9 @@ from nexus.api.errors import NotFound
 from nexus.api.vms import Vm, VmEvent, VmImage, VmNic, VmOrigin, VmTemplate
 from nexus.manager import devices, etags, keys, lifecycle, wanting
 from nexus.manager.db.columns import StoredImage, StoredOrigin
+from nexus.manager.db.journal_tables import VmEventRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import VmEventRow, VmRow
+from nexus.manager.db.tables import VmRow
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.services.vm_filter import NO_FILTER, VmFilter
 from nexus.manager.uow import Caller, UnitOfWork, change

@@ -15,8 +15,9 @@ from nexus.api.vms import LogChunk, LogSource, VmError, VmEvent
 from nexus.api.why import VmWhy, WhyState
 from nexus.manager import lifecycle
 from nexus.manager.agents import Agents
+from nexus.manager.db.journal_tables import VmEventRow
 from nexus.manager.db.session import Database
-from nexus.manager.db.tables import HostRow, VmEventRow, VmRow, WantedPower
+from nexus.manager.db.tables import HostRow, VmRow, WantedPower
 from nexus.manager.services.vms import find, to_event
 from nexus.manager.uow import SYSTEM
 

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from nexus.manager.db.tables import Base
+from nexus.manager.db.base import Base
 
 context.configure(
     connection=context.config.attributes["connection"],
