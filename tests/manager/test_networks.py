@@ -12,7 +12,7 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 
 from nexus.api.errors import Conflict
 from nexus.api.networks import (
@@ -224,6 +224,13 @@ async def test_an_uplink_is_one_networks_only(manager: Manager) -> None:
     await make(manager, name="wan", **body)
     refused = await error_of(manager, "POST", "/v1/networks", 409, name="again", **body)
     assert refused == "eth9 is the uplink of the network 'wan' already"
+    ours = update(NetworkRow).where(NetworkRow.name == "wan")
+    async with manager.runtime.db.write() as session:
+        await session.execute(ours.values(project="theirs"))
+    refused = await error_of(manager, "POST", "/v1/networks", 409, name="again", **body)
+    assert refused == "eth9 is the uplink of another network already"
+    async with manager.runtime.db.write() as session:
+        await session.execute(ours.values(project="default"))
     await make(manager, name="dmz", **{**body, "uplink": "eth8"})
     await manager.http.delete("/v1/networks/wan")
     await make(manager, name="again", **body)
