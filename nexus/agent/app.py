@@ -9,10 +9,10 @@ from typing import Annotated
 import anyio
 import anyio.to_thread
 from fastapi import FastAPI, Path, Query, Request, Response, WebSocket
-from fastapi.responses import StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.requests import HTTPConnection
 
-from nexus import httpd
+from nexus import httpd, metrics
 from nexus.agent import (
     archive_routes,
     checkup,
@@ -63,6 +63,7 @@ def make_app(settings: Settings, tools: Tools, feed: Feed) -> httpd.App:
 
     app = FastAPI(title="Nexus agent", lifespan=lifespan, docs_url=None, redoc_url=None)
     httpd.install(app)
+    app.add_middleware(metrics.Measured, http=tools.counts.http)
     _add_host_routes(app, settings, tools)
     _add_vm_routes(app, feed)
     _add_log_routes(app, watch)
@@ -118,6 +119,11 @@ def _add_host_routes(app: FastAPI, settings: Settings, tools: Tools) -> None:
     @app.get("/agent/v1/capacity")
     async def get_capacity(request: Request) -> Capacity:
         return capacity(settings, len(_fleet(request).statuses()))
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def get_metrics(request: Request) -> Response:
+        states = [status.state for status in _fleet(request).statuses()]
+        return metrics.exposition(tools.counts.families(states, capacity(settings, len(states))))
 
 
 def _add_vm_routes(app: FastAPI, feed: Feed) -> None:

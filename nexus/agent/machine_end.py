@@ -71,8 +71,11 @@ class Ended(Body):
                 suggestion=f"look at /proc/{vmm.pid}/stack on the host: its disk may hang",
             )
 
-    async def _settle(self) -> None:
-        """Writes down how the VMM ended and clears up: TAPs and socket go, the disk stays."""
+    async def _settle(self, *, asked: bool = True) -> None:
+        """Writes down how the VMM ended and clears up: TAPs and socket go, the disk stays.
+
+        ``asked`` is for one that was killed: whether anybody but this agent wanted that.
+        """
         record, paths = self.record, self.paths
         if record.phase == "starting" and record.pid is None and not paths.socket.exists():
             # The agent died between the intention and the deed: this boot never was.
@@ -107,6 +110,8 @@ class Ended(Body):
         ran_for = now - (record.started_at or now)
         record.restarts = restarts.after_end(record.restarts, ran_for, now)
         self._note()
+        asked = asked and ending.cause in ("stopped", "killed")
+        self._tools.counts.ended(ending.cause, asked=asked)
         log.info("machine ended", vm=self.id, boot=record.boot, cause=ending.cause)
         self._publish(self)
         if plan(self.desired, self._seen(), now) is not Step.RESTART:
@@ -116,6 +121,9 @@ class Ended(Body):
         """Everything goes. From the renaming on, a restart finishes it without the VM's files."""
         if self.vmm is not None and self.vmm.alive:
             await self._kill()
+        if self.vmm is not None:
+            self._tools.counts.ended("killed", asked=True)
+            self.vmm = None  # tried again, a deletion does not count it twice
         trash = self._layout.trash(self.id)
         if self.paths.dir.exists():
             await anyio.to_thread.run_sync(disks.remove_tree, trash)

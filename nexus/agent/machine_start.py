@@ -1,6 +1,8 @@
 """How a boot of a VM begins: from its disks, or from a snapshot."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 
@@ -10,6 +12,7 @@ import anyio.to_thread
 import structlog
 
 from nexus.agent import disks, faults, loading, restarts, starting, tuning
+from nexus.agent.counts import Way
 from nexus.agent.ending import last_lines
 from nexus.agent.errors import StageFailed
 from nexus.agent.identity import KnownAs
@@ -61,10 +64,20 @@ class Begun(Ended):
         self._save()
 
     async def _start(self) -> None:
-        if wants_load(self.desired, self.record.boot):
-            await self._load()
-        else:
-            await self._boot()
+        way: Way = "load" if wants_load(self.desired, self.record.boot) else "boot"
+        with self._counted(way):
+            await (self._load() if way == "load" else self._boot())
+
+    @contextmanager
+    def _counted(self, way: Way) -> Iterator[None]:
+        """Counts a start, whichever way it ends; but not one that the agent's own end cuts off."""
+        begun, counts = time.perf_counter(), self._tools.counts
+        try:
+            yield
+        except Exception:
+            counts.started(way, time.perf_counter() - begun, runs=False)
+            raise
+        counts.started(way, time.perf_counter() - begun, runs=self.record.phase == "running")
 
     async def _boot(self) -> None:
         begun = time.perf_counter()
@@ -167,6 +180,7 @@ class Begun(Ended):
         vmm.kill()
         with anyio.move_on_after(KILL_TIMEOUT_S):
             await vmm.exited.wait()
+        self._tools.counts.ended("killed", asked=False)
         disks.after_exit(self.paths)
         await self._tools.network.remove_taps(self.id)
         record.boot, record.phase = record.boot - 1, "configured"
@@ -245,7 +259,8 @@ class Begun(Ended):
         record = self.record
         record.restarts = restarts.before_attempt(record.restarts, _now())
         log.info("machine restarts", vm=self.id, boot=record.boot, restarts=record.restarts.count)
-        await self._boot()
+        with self._counted("boot"):
+            await self._boot()
 
     async def _await_api(self, *, fresh: bool = False) -> None:
         """Until the VMM says that the guest runs. One that dies first is left to SETTLE."""
@@ -289,7 +304,7 @@ class Begun(Ended):
     async def _give_up(self) -> None:
         """Ends a VMM of no use. Nobody asked for this end: the restart policy has its say."""
         await self._kill()
-        await self._settle()
+        await self._settle(asked=False)
         self.record.exit_cause = "crashed"
 
 

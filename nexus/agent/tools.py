@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nexus
 from nexus.agent import command
+from nexus.agent.counts import Counts
 from nexus.agent.errors import SettingsInvalid
 from nexus.agent.fetching import Fetcher
 from nexus.agent.layout import VmPaths
@@ -42,6 +43,7 @@ class Tools:
     fetcher: Fetcher | None = None
     """None where the manager shares the store."""
     volumes: VolumeUse = field(default_factory=VolumeUse)
+    counts: Counts = field(default_factory=Counts)
 
     def command(
         self, engine: Engine, paths: VmPaths, jail: command.Jail | None, *, boots: bool = True

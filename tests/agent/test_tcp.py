@@ -31,6 +31,7 @@ def test_everything_wants_the_token(firecracker_binary: Path, free_port: int) ->
             assert status({"authorization": "Bearer wrong"}) == 401
             assert status({"authorization": "Bearer a-token-of-some-length"}) == 200
             assert http.get("/openapi.json").status_code == 401
+            assert http.get("/metrics").status_code == 401
             # Whoever wants its port for a VM would have nobody to ask for it back.
             forward = HostForward(
                 protocol="tcp", host_port=free_port, ip="192.0.2.9", guest_port=80
