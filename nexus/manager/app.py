@@ -2,18 +2,18 @@
 
 import contextlib
 from collections.abc import AsyncIterator
-from importlib.metadata import PackageNotFoundError, version
 
 import anyio
 import structlog
 from fastapi import FastAPI
 from sqlalchemy import select
 
-from nexus import httpd
+from nexus import httpd, metrics
 from nexus.ids import new_id
 from nexus.manager import methods, openapi, security
 from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
+from nexus.manager.counts import Counts
 from nexus.manager.db import full
 from nexus.manager.db.session import Database
 from nexus.manager.db.snapshot_tables import SnapshotRow
@@ -41,6 +41,7 @@ from nexus.manager.routes import (
     hosts,
     images,
     networks,
+    prometheus,
     proxy,
     quotas,
     rollouts,
@@ -65,6 +66,7 @@ from nexus.manager.routes import (
 )
 from nexus.manager.runtime import Runtime
 from nexus.manager.services.forwards import Forwards
+from nexus.manager.services.gauges import Gauges
 from nexus.manager.services.guests import GuestService
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
@@ -93,6 +95,7 @@ log = structlog.get_logger("manager")
 
 ROUTERS = (
     health.router,
+    prometheus.router,
     vms.router,
     events.router,
     vm_bulk.router,
@@ -133,11 +136,12 @@ def make_runtime(settings: Settings) -> Runtime:
     images_service = Images.of(db, settings)
     feed = EventFeed(db)
     db.on_commit.append(feed.hint)
-    pipeline = VmPipeline(db, agents, waiters, instance)
+    counts = Counts()
+    pipeline = VmPipeline(db, agents, waiters, instance, counts)
     expiry = ExpiryPipeline(db, pipeline)
     network_push = NetworkPush(db, waiters)
     creation = VmCreation(db, pipeline, expiry, settings)
-    snapshot_pipeline = SnapshotPipeline(db, agents, waiters, instance)
+    snapshot_pipeline = SnapshotPipeline(db, agents, waiters, instance, counts)
     preboot_pipeline = PrebootPipeline(db, agents, creation, pipeline, snapshot_pipeline, instance)
     rollout_pipeline = RolloutPipeline(db, agents, pipeline, waiters, settings, instance)
     return Runtime(
@@ -168,7 +172,7 @@ def make_runtime(settings: Settings) -> Runtime:
         schedule_pipeline=SchedulePipeline(db, snapshot_pipeline),
         quotas=Quotas(db),
         usage=UsageService(db, images_service.store),
-        templates=Templates(db, images_service, creation, preboot_pipeline.hint),
+        templates=Templates(db, images_service, creation, counts, preboot_pipeline.hint),
         preboot_pipeline=preboot_pipeline,
         rollout_pipeline=rollout_pipeline,
         rollouts=Rollouts(db, rollout_pipeline.hint),
@@ -177,6 +181,8 @@ def make_runtime(settings: Settings) -> Runtime:
         uploads=Uploads.of(db, images_service),
         builds=BuildPipeline(db, images_service, instance),
         feed=feed,
+        counts=counts,
+        gauges=Gauges(db, counts),
     )
 
 
@@ -184,7 +190,7 @@ def create_app(settings: Settings) -> FastAPI:
     """The application. Its lifespan migrates the database and runs the pipelines."""
     app = FastAPI(
         title="Nexus",
-        version=_version(),
+        version=metrics.installed(),
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
@@ -198,18 +204,12 @@ def create_app(settings: Settings) -> FastAPI:
     security.install(app, runtime.verifier)
     app.add_middleware(proxy.ProxyBound)
     httpd.install(app)
+    app.add_middleware(metrics.Measured, http=runtime.counts.http)
     full.install(app)
     security.check_routes(app)
     methods.install(app)
     openapi.install(app)
     return app
-
-
-def _version() -> str:
-    try:
-        return version("nexus-microvm")
-    except PackageNotFoundError:  # run from sources that are not installed
-        return "0"
 
 
 @contextlib.asynccontextmanager

@@ -44,6 +44,8 @@ class Settings:
     """How much memory VMs may be promised, as a multiple of what a host has."""
     image_max_bytes: int = 65536 << 20
     """How large an image may be, decompressed and with its holes."""
+    enable_metrics: bool = True
+    """Whether ``/metrics`` answers."""
     vendor_data: str | None = None
     """What VMs are told on their config drive that say nothing of it themselves."""
 
@@ -81,6 +83,7 @@ class Settings:
             events_keep_days=_above_zero(given, "MANAGER_EVENTS_KEEP_DAYS", "30", 36500),
             mem_overcommit=_above_zero(given, "MANAGER_MEM_OVERCOMMIT", "1", 1000),
             image_max_bytes=_mib(given, "MANAGER_IMAGE_MAX_MIB", 65536) << 20,
+            enable_metrics=_flag(given, "MANAGER_ENABLE_METRICS", default="1"),
             vendor_data=_text(given, "MANAGER_VENDOR_DATA_FILE"),
         )
         settings._check_addresses()
@@ -125,8 +128,8 @@ def _is_loopback(host: str | None) -> bool:
         return host == "localhost"
 
 
-def _flag(env: Mapping[str, str], name: str) -> bool:
-    value = env.get(name, "").strip().lower()
+def _flag(env: Mapping[str, str], name: str, *, default: str = "0") -> bool:
+    value = (env.get(name) or default).strip().lower()
     if value in _TRUE:
         return True
     if value in _FALSE:

@@ -128,6 +128,8 @@ class Idempotency:
         inner["state"]["claim"] = claim
         answer = _Answer(send)
         await self.app(inner, receive, answer.take)
+        if "route" in inner:
+            scope["route"] = inner["route"]  # for those outside who ask where it went
         return await self._settle(claim, answer, scope, receive, send)
 
     async def _settle(

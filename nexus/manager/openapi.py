@@ -94,7 +94,7 @@ def refusals(path: str, method: str) -> set[int]:
     if path in OPEN_PATHS:
         return {503, *ALWAYS} if path == "/readyz" else {*ALWAYS}
     found = {*ALWAYS, *GUARDED}
-    if "{" in path:
+    if "{" in path or path == "/metrics":
         found.add(404)
     if method != "get":
         found.update(CHANGES)

@@ -10,6 +10,7 @@ from nexus.api.errors import BadRequest
 from nexus.manager import etags
 from nexus.manager.agents import Agents
 from nexus.manager.config import Settings
+from nexus.manager.counts import Counts
 from nexus.manager.db.session import Database
 from nexus.manager.feed import EventFeed
 from nexus.manager.pipelines.builds import BuildPipeline
@@ -22,6 +23,7 @@ from nexus.manager.pipelines.snapshots import SnapshotPipeline
 from nexus.manager.pipelines.vms import VmPipeline
 from nexus.manager.security import Permission, Principal
 from nexus.manager.services.forwards import Forwards
+from nexus.manager.services.gauges import Gauges
 from nexus.manager.services.guests import GuestService
 from nexus.manager.services.hosts import HostService
 from nexus.manager.services.images import Images
@@ -42,7 +44,7 @@ from nexus.manager.services.vms import VmService
 from nexus.manager.services.volume_attachments import VolumeAttachments
 from nexus.manager.services.volume_snapshots import VolumeSnapshots
 from nexus.manager.services.volumes import Volumes
-from nexus.manager.uow import Caller
+from nexus.manager.uow import SYSTEM, Caller
 from nexus.manager.verify import Verifier
 from nexus.manager.waiters import Waiters
 
@@ -88,6 +90,8 @@ class Runtime:
     uploads: Uploads
     builds: BuildPipeline
     feed: EventFeed
+    counts: Counts
+    gauges: Gauges
 
 
 async def runtime_of(connection: HTTPConnection) -> Runtime:
@@ -103,6 +107,13 @@ async def runtime_of(connection: HTTPConnection) -> Runtime:
 
 Nexus = Annotated[Runtime, Depends(runtime_of)]
 """A route's parameter: the runtime."""
+
+
+def project_seen(principal: Principal) -> str | None:
+    """The project of which a reader sees what is counted; None for an admin of the installation,
+    who sees all of them."""
+    is_admin = principal.role == "admin" and principal.project == SYSTEM.project
+    return None if is_admin else principal.project
 
 
 def caller_of(connection: HTTPConnection, principal: Principal, permission: Permission) -> Caller:

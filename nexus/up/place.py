@@ -98,6 +98,7 @@ class Place:
             "MANAGER_MEM_OVERCOMMIT",
             "MANAGER_EVENTS_KEEP_DAYS",
             "MANAGER_IMAGE_MAX_MIB",
+            "MANAGER_ENABLE_METRICS",
             "MANAGER_INSECURE_REGISTRIES",
             "FC_BRIDGE",
             "FC_BINARY",

@@ -60,6 +60,12 @@ def test_every_route_is_described_with_its_refusals(app: FastAPI) -> None:
         assert ("security" in operation) == (path not in OPEN_PATHS)
 
 
+def test_metrics_are_text(app: FastAPI) -> None:
+    responses = app.openapi()["paths"]["/metrics"]["get"]["responses"]
+    assert responses["200"]["content"].keys() == {"text/plain"}
+    assert "404" in responses
+
+
 def test_the_description_has_no_loose_ends(app: FastAPI) -> None:
     description = app.openapi()
 

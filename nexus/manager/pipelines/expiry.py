@@ -56,5 +56,6 @@ class ExpiryPipeline:
         rows = await vm_expiry.expire(self.db, now)
         for row in rows:
             log.info("its time is up", vm_id=row.id, expires_at=row.expires_at)
+        self.vms.counts.acted("vm_expired", len(rows))
         self.vms.hint()
         return 0.0 if rows else AGAIN_S

@@ -55,6 +55,7 @@ class HostPipeline:
         self.db = db
         self.agents = agents
         self.vms = vms
+        self.counts = vms.counts
         self.networks = networks
         self.url = url
         self.heals = heals
@@ -200,6 +201,7 @@ class HostPipeline:
             for row in await session.scalars(missing.where(VmRow.id.in_(lost)).with_for_update()):
                 log.warning("the host does not hold this VM; sending it again", vm_id=row.id)
                 observe.unsettle(row, now)
+        self.counts.acted("vm_sent_again", len(lost))
         self.vms.hint()
 
     async def _reap_orphans(self, agent: Agent) -> None:
@@ -214,6 +216,7 @@ class HostPipeline:
                 if not has_row:
                     log.warning("removing a machine that no row knows", vm_id=vm_id)
                     await agent.delete_vm(vm_id)
+                    self.counts.acted("orphan_removed")
                 self._orphans.pop(vm_id, None)
 
     async def _note_silence(self) -> None:
@@ -222,21 +225,28 @@ class HostPipeline:
         if here_s < UNREACHABLE_AFTER_S:
             return
         now = datetime.now(UTC)
+        hosts = vms = 0
         async with self.db.write() as session:
             query = select(HostRow).where(HostRow.agent_url == self.url).with_for_update()
             for host in await session.scalars(query):
                 silence_s = min(here_s, (now - host.last_seen_at).total_seconds())
                 if silence_s >= UNREACHABLE_AFTER_S:
+                    hosts += host.state != "unreachable"
                     host.state = "unreachable"
                 if silence_s >= LOST_AFTER_S:
-                    await self._lose(session, host, now)
+                    vms += await self._lose(session, host, now)
+        self.counts.acted("host_unreachable", hosts)
+        self.counts.acted("vm_unknown", vms)
 
-    async def _lose(self, session: AsyncSession, host: HostRow, now: datetime) -> None:
+    async def _lose(self, session: AsyncSession, host: HostRow, now: datetime) -> int:
+        """How many VMs there are of which nothing is known any more."""
         vms = select(VmRow).where(
             VmRow.host_id == host.id, VmRow.state.not_in(("unknown", "deleting"))
         )
-        for vm in await session.scalars(vms.with_for_update()):
+        lost = (await session.scalars(vms.with_for_update())).all()
+        for vm in lost:
             observe.lose_host(session, vm, now)
+        return len(lost)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Sequence[BaseException]:

@@ -330,6 +330,7 @@ class PrebootPipeline:
         except _LeaseLost:
             return
         log.warning("a template is not prebooted", template=row.template_name, error=message)
+        self.vms.counts.acted("preboot_failed")
         self._tell(told)
         self.captures.hint()
 

@@ -6,6 +6,7 @@ killed anywhere leaves a row that the next one brings to its end.
 
 import contextlib
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -20,6 +21,7 @@ from nexus.api.snapshots import HostSnapshot, SnapshotOrder
 from nexus.api.vm_snapshots import SnapshotError, SnapshotStage, SnapshotState
 from nexus.manager import blueprints
 from nexus.manager.agents import Agents
+from nexus.manager.counts import Counts
 from nexus.manager.db.session import Database
 from nexus.manager.db.snapshot_tables import SnapshotRow
 from nexus.manager.db.tables import VmRow
@@ -47,11 +49,14 @@ Outcome = HostSnapshot | None | NexusError
 class SnapshotPipeline:
     """The worker that sees to all snapshots; one for a manager process."""
 
-    def __init__(self, db: Database, agents: Agents, waiters: Waiters, instance: str) -> None:
+    def __init__(
+        self, db: Database, agents: Agents, waiters: Waiters, instance: str, counts: Counts
+    ) -> None:
         self.db = db
         self.agents = agents
         self.waiters = waiters
         self.instance = instance
+        self.counts = counts
         self.on_ready: list[Callable[[SnapshotRow], None]] = []
         """Called when one has become ready."""
         self._held: set[str] = set()
@@ -122,7 +127,9 @@ class SnapshotPipeline:
     async def _round(self, seen: SnapshotRow, token: str) -> SnapshotRow | None:
         """One call and its apply; the row when there is more to do at once."""
         async with self._slots:
+            begun = time.perf_counter()
             outcome = await self._call(seen)
+            self.counts.snapshot_call(seen.state, time.perf_counter() - begun, outcome)
         if outcome is None:
             async with self.db.read() as session:
                 diffs = await children(session, seen.id)

@@ -5,6 +5,7 @@ See docs/pipelines.md.
 
 import contextlib
 import random
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from nexus.api.machines import MachineStatus
 from nexus.api.vms import VmError
 from nexus.manager import observe
 from nexus.manager.agents import Agents
+from nexus.manager.counts import Counts
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import VmRow
 from nexus.manager.pipelines import leases
@@ -66,11 +68,14 @@ class _Job:
 class VmPipeline:
     """The worker that sees to all VMs; one for a manager process."""
 
-    def __init__(self, db: Database, agents: Agents, waiters: Waiters, instance: str) -> None:
+    def __init__(
+        self, db: Database, agents: Agents, waiters: Waiters, instance: str, counts: Counts
+    ) -> None:
         self.db = db
         self.agents = agents
         self.waiters = waiters
         self.instance = instance
+        self.counts = counts
         self._jobs: dict[str, _Job] = {}
         self._at_api: dict[str, Caller] = {}
         self._wake = anyio.Event()
@@ -191,12 +196,16 @@ class VmPipeline:
     async def _round(self, job: _Job) -> bool:
         """One call and its apply; whether to go on at once."""
         outcome: Outcome = None
+        begun = time.perf_counter()
         with anyio.CancelScope() as call:
             job.call = call
             async with self._stops if job.row.power == "stopped" else self._slots:
+                begun = time.perf_counter()
                 outcome = await self._call(job.row)
         job.call = None
         broken_off = call.cancelled_caught
+        took_s = time.perf_counter() - begun
+        self.counts.vm_call(job.row.power, took_s, outcome, broken_off=broken_off)
         now = datetime.now(UTC)
         async with self.db.write() as session:
             row = await leases.held(session, VmRow, job.row.id, job.token)

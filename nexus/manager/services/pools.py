@@ -8,6 +8,7 @@ from sqlalchemy.exc import IntegrityError
 
 from nexus.api.vms import Vm, VmCreate
 from nexus.manager import devices, wanting
+from nexus.manager.counts import Counts
 from nexus.manager.db.session import Database
 from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.db.template_tables import PrebootRow
@@ -27,9 +28,12 @@ class _NoneLeft(Exception):
 class Pools:
     """The rules of taking. How pools are filled is in ``pipelines/preboots.py``."""
 
-    def __init__(self, db: Database, creation: VmCreation, hint: Callable[[], None]) -> None:
+    def __init__(
+        self, db: Database, creation: VmCreation, counts: Counts, hint: Callable[[], None]
+    ) -> None:
         self.db = db
         self.creation = creation
+        self.counts = counts
         self.hint = hint
 
     async def take(self, caller: Caller, use: TemplateUse, request: VmCreate) -> list[Vm] | None:
@@ -57,6 +61,7 @@ class Pools:
         if rows[0].expires_at is not None:
             self.creation.expiry.hint()
         self.hint()
+        self.counts.taken(caller.project, use.name, len(rows))
         return [to_vm(row) for row in rows]
 
     async def _take(

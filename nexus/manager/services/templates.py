@@ -25,6 +25,7 @@ from nexus.api.templates import (
 from nexus.api.vms import Vm, VmImage, VmSpec
 from nexus.ids import new_id
 from nexus.manager import devices, etags, keys, rollout_plan, specs
+from nexus.manager.counts import Counts, Missed
 from nexus.manager.db.columns import StoredImage, StoredImages
 from nexus.manager.db.session import Database
 from nexus.manager.db.template_tables import RolloutRow, TemplateRow, TemplateVersionRow
@@ -49,13 +50,15 @@ class Templates:
         db: Database,
         images: Images,
         creation: VmCreation,
+        counts: Counts,
         preboot_hint: Callable[[], None] = lambda: None,
     ) -> None:
         self.db = db
         self.preboot_hint = preboot_hint
         self.images = images
         self.creation = creation
-        self.pools = Pools(db, creation, preboot_hint)
+        self.counts = counts
+        self.pools = Pools(db, creation, counts, preboot_hint)
 
     async def create(self, caller: Caller, request: TemplateCreate) -> Template:
         """Version 1. Raises NameTaken, NotFound, ImageNotReady, ValidationFailed."""
@@ -251,6 +254,10 @@ class Templates:
                 raise
             # There is none left where such a VM was booted before: others boot for themselves.
             made = await self.creation.create(spec, caller, replace(use, preboot=False))
+        if found.pool and found.version == row.version:
+            fits = use.preboot and spec.start
+            reason: Missed = "empty" if fits else "different"
+            self.counts.missed(caller.project, row.name, len(made), reason)
         if use.preboot:
             self.preboot_hint()
         return made, version
