@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import prometheus_client
+from anyio import to_thread
 from fastapi import Response
 from prometheus_client import CollectorRegistry, Gauge, Histogram, Info, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -23,7 +24,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 OTHER = "other"
 """The label of what is not one of ours: paths and methods are chosen by whoever sends them."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-SECONDS = (0.002, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0)
+SECONDS = (0.005, 0.02, 0.1, 0.5, 2.5, 10.0, 30.0)
+"""Few: there are as many series of each route and status."""
 MIB = 1 << 20
 
 # Of each counter a second series would tell when it began: twice as much to read, and no use here.
@@ -62,12 +64,14 @@ class HttpMetrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self.open = Gauge(
+        being_served = Gauge(
             "nexus_http_open",
             "Requests and WebSockets being served at this moment, endless streams among them.",
             ["protocol"],
             registry=registry,
         )
+        self.open = {protocol: being_served.labels(protocol) for protocol in ("http", "websocket")}
+        """By the types of ASGI's scopes."""
 
     def answered(self, scope: Scope, status: int | None, seconds: float) -> None:
         method, path = scope["method"], getattr(scope.get("route"), "path", None)
@@ -86,14 +90,18 @@ class Measured:
         self.http = http
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
+        being_served = self.http.open.get(scope["type"])
+        if being_served is None:
             await self.app(scope, receive, send)
             return
-        with self.http.open.labels(scope["type"]).track_inprogress():
+        being_served.inc()
+        try:
             if scope["type"] == "http":
                 await self._request(scope, receive, send)
             else:
                 await self.app(scope, receive, send)
+        finally:
+            being_served.dec()
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = time.perf_counter()
@@ -123,9 +131,10 @@ class Shown:
         return self._families
 
 
-def exposition(families: Iterable[Metric]) -> Response:
-    """The answer of a ``/metrics``: Prometheus' text format."""
-    content = prometheus_client.generate_latest(Shown(families))
+async def exposition(families: Iterable[Metric]) -> Response:
+    """The answer of a ``/metrics``: Prometheus' text format. It is written in a thread: where many
+    routes were asked that takes some ms, in which nobody else would be served."""
+    content = await to_thread.run_sync(prometheus_client.generate_latest, Shown(families))
     return Response(content, media_type=prometheus_client.CONTENT_TYPE_LATEST)
 
 

@@ -123,7 +123,8 @@ def _add_host_routes(app: FastAPI, settings: Settings, tools: Tools) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def get_metrics(request: Request) -> Response:
         states = [status.state for status in _fleet(request).statuses()]
-        return metrics.exposition(tools.counts.families(states, capacity(settings, len(states))))
+        families = tools.counts.families(states, capacity(settings, len(states)))
+        return await metrics.exposition(families)
 
 
 def _add_vm_routes(app: FastAPI, feed: Feed) -> None:

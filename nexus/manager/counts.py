@@ -58,6 +58,8 @@ class Counts:
             ["action"],
             registry=self.registry,
         )
+        for action in get_args(Action):
+            self._actions.labels(action)  # a rate needs to have seen the 0
         self._taken = Counter(
             "nexus_pool_taken",
             "VMs that were given from a pool.",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import websockets.sync.client
 
 from nexus.api.machines import Machine
 from nexus.ids import new_id
@@ -67,6 +68,9 @@ def test_starts_ends_and_the_host(agent: Agent, tiny_kernel: Path) -> None:
     assert seen.value("process_open_fds") > 0
     put = {"method": "PUT", "route": "/agent/v1/vms/{vm_id}", "status": "200"}
     assert seen.value("nexus_http_request_duration_seconds_count", **put) == 4
+    console = f"ws://agent/agent/v1/vms/{source.id}/console"
+    with websockets.sync.client.unix_connect(str(agent.socket), console):
+        assert scrape(agent).value("nexus_http_open", protocol="websocket") == 1
     agent.http.get(f"/agent/v1/vms/{new_id()}")
     agent.http.get("/agent/v1/nowhere")
     assert scrape(agent).labels("route") <= {

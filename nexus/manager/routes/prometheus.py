@@ -1,9 +1,12 @@
 """``/metrics`` for Prometheus. See docs/metrics.md."""
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import Annotated
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
+from prometheus_client.core import Metric
 
 from nexus.api.errors import NotFound
 from nexus.manager.runtime import Nexus, project_seen
@@ -24,7 +27,7 @@ async def get(nexus: Nexus, principal: Reader) -> Response:
             "this manager shows no metrics", suggestion="start it without MANAGER_ENABLE_METRICS=0"
         )
     project = project_seen(principal)
-    families = await nexus.gauges.read(project)
+    families: Iterable[Metric] = await nexus.gauges.read(project)
     if project is None:
-        families += nexus.counts.registry.collect()
-    return exposition(families)
+        families = chain(families, nexus.counts.registry.collect())
+    return await exposition(families)
