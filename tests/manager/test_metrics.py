@@ -2,14 +2,14 @@
 
 import re
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import anyio
 import httpx
 import pytest
 import yaml
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 
 from nexus.agent import counts as agent_counts
 from nexus.api.errors import InvalidState
@@ -268,6 +268,27 @@ async def test_a_stream_counts_when_it_begins(sqlite_manager: Manager) -> None:
         assert seen.value("nexus_http_open", protocol="http") == 2, "and this very scrape"
     seen = await until_it_is(manager, "nexus_http_open", 1, protocol="http")
     assert seen.value(count, route="/v1/events") == 1
+
+
+async def test_what_nobody_asked_for_is_counted(
+    tmp_path: Path, sqlite_url: str, agent: AgentDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "ORPHAN_GRACE_S", 0.05)
+    async with running(settings_for(tmp_path, sqlite_url, agent.url)) as manager:
+        await manager.add_defaults()
+        lost, orphan, _ = [
+            await manager.create("?wait=configured", name=name, start=False)
+            for name in ("lost", "orphan", "over")
+        ]
+        async with manager.runtime.db.write() as session:
+            await session.execute(delete(VmRow).where(VmRow.id == orphan["id"]))
+            over = update(VmRow).where(VmRow.name == "over")
+            await session.execute(over.values(expires_at=datetime.now(UTC)))
+        manager.runtime.expiry.hint()
+        del agent.machines[lost["id"]], agent.statuses[lost["id"]]
+        agent.hang_up()  # Whoever comes back hears what there is.
+        for action in ("vm_sent_again", "orphan_removed", "vm_expired"):
+            await until_it_is(manager, "nexus_reconciler_actions_total", 1, action=action)
 
 
 async def test_a_host_that_is_lost(

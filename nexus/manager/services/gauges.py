@@ -20,6 +20,7 @@ from nexus.manager.db.snapshot_tables import SnapshotRow
 from nexus.manager.db.tables import HostRow, VmRow
 from nexus.manager.db.template_tables import PrebootRow, TemplateRow, TemplateVersionRow
 from nexus.manager.services.hosts import is_healthy
+from nexus.manager.uow import SYSTEM
 from nexus.metrics import MIB, gauge
 
 _VMS: Executable = select(
@@ -145,7 +146,7 @@ def _by_state(
     totals: Counter[tuple[str, str]] = Counter()
     for of, state, count in counted:
         totals[of, state] += count
-    projects = {project} if project is not None else {of for of, _ in totals}
+    projects = {project} if project is not None else {SYSTEM.project, *(of for of, _ in totals)}
     for of in sorted(projects):
         for state in states:
             yield (of, state), totals[of, state]
