@@ -315,7 +315,7 @@ async def _until_api(
 
         async def start() -> None:
             try:
-                await client.wait_for_socket(BOOT_TIMEOUT_S, died=lambda: not vmm.alive)
+                await client.wait_for_listener(BOOT_TIMEOUT_S, died=lambda: not vmm.alive)
             except VmmFailure as error:
                 failures.append(error)
 

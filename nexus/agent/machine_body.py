@@ -151,7 +151,6 @@ class Body:
             raise RuntimeError("a machine that does not run holds no VMM")
         self.vmm = vmm
         self.record.pid = vmm.pid
-        self.record.start_ticks = vmm.start_ticks
         self._tasks.start_soon(self._watch, vmm)
 
     async def _watch(self, vmm: Vmm) -> None:

@@ -101,7 +101,7 @@ class Ended(Body):
         )
         await anyio.to_thread.run_sync(disks.after_exit, paths)
         record.phase = "ended"
-        record.pid = record.start_ticks = record.stop_asked_at = None
+        record.pid = record.stop_asked_at = None
         record.capturing = record.last_snapshot = None
         record.exited_at = now = _now()
         record.exit_cause = ending.cause

@@ -184,7 +184,7 @@ class Begun(Ended):
         disks.after_exit(self.paths)
         await self._tools.network.remove_taps(self.id)
         record.boot, record.phase = record.boot - 1, "configured"
-        record.pid = record.start_ticks = record.identity = record.loaded_from = None
+        record.pid = record.identity = record.loaded_from = None
         self._spare_disks()
         self._note()
 

@@ -18,10 +18,11 @@ class Vmm:
     """A live VMM. ``exited`` is set once its end was seen, by the task that runs ``watch``."""
 
     pid: int
-    start_ticks: int
     pidfd: int
     child: subprocess.Popen[bytes] | None
     """Set when it is our child: only then is its exit status known."""
+    start_ticks: int | None = None
+    """Set when it is not: the kernel takes a millisecond to tell it of a process that begins."""
     exited: anyio.Event = field(default_factory=anyio.Event)
     exit_code: int | None = None
 
@@ -81,12 +82,7 @@ def spawn(command: Sequence[str], paths: VmPaths, environment: Mapping[str, str]
     finally:
         os.close(console_in)
     # Our child cannot vanish before it is reaped, and that is done by the watcher alone.
-    return Vmm(
-        pid=child.pid,
-        start_ticks=start_ticks(child.pid) or 0,
-        pidfd=os.pidfd_open(child.pid),
-        child=child,
-    )
+    return Vmm(pid=child.pid, pidfd=os.pidfd_open(child.pid), child=child)
 
 
 def start_ticks(pid: int) -> int | None:
@@ -137,7 +133,7 @@ def adopt(pid: int, root: Path) -> Vmm | None:
     except ProcessLookupError:
         return None
     if start_ticks(pid) == ticks and _works_in(pid, root):
-        return Vmm(pid=pid, start_ticks=ticks, pidfd=pidfd, child=None)
+        return Vmm(pid=pid, pidfd=pidfd, child=None, start_ticks=ticks)
     os.close(pidfd)
     return None
 

@@ -34,6 +34,7 @@ class Record(BaseModel):
     boot: int = 0
     pid: int | None = None
     start_ticks: int | None = None
+    """In the records of older agents; a VMM is known by its ``--id`` and its directory."""
     console_offset: int = 0
     """Where the console of this boot begins in ``console.log``."""
     stop_asked_at: Timestamp | None = None
@@ -72,7 +73,11 @@ class Record(BaseModel):
     identity: Identity | None = None
 
     def save(self, paths: VmPaths) -> None:
-        write_often(paths.status, self.model_dump_json(exclude_defaults=True).encode())
+        write_often(paths.status, self.text())
+
+    def text(self) -> bytes:
+        """As it is written down."""
+        return self.model_dump_json(exclude_defaults=True).encode()
 
 
 def load_record(file: Path) -> Record | None:

@@ -7,7 +7,7 @@ It speaks to ``firecracker`` and to ``nexus-qemu`` alike. Every method raises
 - ``VmmTimeout`` when the answer does not come in time.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -18,7 +18,7 @@ import msgspec
 
 from nexus.vmm import types as t
 from nexus.vmm.errors import VmmError, VmmTimeout, VmmUnreachable
-from nexus.vmm.wire import exchange
+from nexus.vmm.wire import exchange, reach
 
 T = TypeVar("T")
 
@@ -52,18 +52,29 @@ class VmmClient:
     ) -> t.InstanceInfo:
         """Waits until the API answers, and returns what ``GET /`` says.
 
-        The socket's file exists a moment before it accepts, so refused connections are tried
-        again. ``died`` is asked between tries; once true, VmmUnreachable is raised without
-        waiting for the time-out, which raises VmmTimeout.
+        ``died`` is asked between tries; once true, VmmUnreachable is raised without waiting for
+        the time-out, which raises VmmTimeout.
         """
-        pause_s = 0.001
+        return await self._tried(self.describe_instance, timeout_s, died)
+
+    async def wait_for_listener(
+        self, timeout_s: float, *, died: Callable[[], bool] | None = None
+    ) -> None:
+        """The same, but for the question: the API takes connections."""
+        await self._tried(self._connect, timeout_s, died)
+
+    async def _tried(
+        self, ask: Callable[[], Awaitable[T]], timeout_s: float, died: Callable[[], bool] | None
+    ) -> T:
+        """The socket's file exists a moment before it accepts: what is refused is tried again."""
+        pause_s = 0.0005
         unreachable: VmmUnreachable | None = None
         with anyio.move_on_after(timeout_s):
             while True:
                 # A look at the file costs a twentieth of a request, so it may be often.
                 if self.socket.exists():
                     try:
-                        return await self.describe_instance()
+                        return await ask()
                     except VmmUnreachable as error:
                         unreachable = error
                 if died is not None and died():
@@ -206,6 +217,13 @@ class VmmClient:
             raise VmmUnreachable(
                 f"{method} {target} on {self.socket}: {error or type(error).__name__}"
             ) from error
+
+    async def _connect(self) -> None:
+        try:
+            with anyio.fail_after(self.timeout_s):
+                await reach(self.socket)
+        except (OSError, TimeoutError) as error:
+            raise VmmUnreachable(f"{self.socket}: {error or type(error).__name__}") from error
 
     async def _action(self, action: t.ActionType, timeout_s: float) -> None:
         await self._send("PUT", "/actions", t.InstanceActionInfo(action_type=action), timeout_s)

@@ -42,6 +42,13 @@ def connectable(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
+async def reach(path: Path) -> None:
+    """Connects and hangs up. Raises OSError when nobody listens."""
+    with connectable(path) as name:
+        stream = await anyio.connect_unix(name)
+    await stream.aclose()
+
+
 async def exchange(
     path: Path, method: str, target: str, body: bytes | None, *, server_pid: int | None = None
 ) -> tuple[int, bytes]:
