@@ -52,7 +52,7 @@ def write_often(path: Path, data: bytes) -> None:
         # There is nothing to remove, so nothing to wait for.
         write_atomically(path, data)
         return
-    spare = path.with_name(f".{path.name}.spare")
+    spare = spare_of(path)
     descriptor = _open_spare(spare)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -64,6 +64,11 @@ def write_often(path: Path, data: bytes) -> None:
     except OSError:
         spare.unlink(missing_ok=True)
         raise
+
+
+def spare_of(path: Path) -> Path:
+    """The file that takes turns with one that is written often."""
+    return path.with_name(f".{path.name}.spare")
 
 
 def _create(fresh: Path, mode: int) -> int:

@@ -27,10 +27,10 @@ from nexus.agent.layout import (
     ROOTFS,
     SNAPSHOT_MEMORY,
     SNAPSHOT_STATE,
-    VMM_LOG,
     VmPaths,
     drive_file,
 )
+from nexus.agent.nofollow import opened
 from nexus.agent.vmm_config import encode, needs_config_drive
 from nexus.api.images import ImageKind
 from nexus.api.machines import Blob, Machine
@@ -165,12 +165,23 @@ def before_boot(paths: VmPaths, owner: int | None) -> None:
     with _told_as_disk_failure(paths):
         paths.socket.unlink(missing_ok=True)
         paths.vsock.unlink(missing_ok=True)
-        (paths.root / VMM_LOG).unlink(missing_ok=True)
-        os.close(os.open(paths.vmm_log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        if not _is_untouched(paths.vmm_log):
+            paths.vmm_log.unlink(missing_ok=True)
+            os.close(os.open(paths.vmm_log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         own(paths.vmm_log, owner)
         if owner is not None:
             clear_jail(paths.root)
             own(paths.root, owner)
+
+
+def _is_untouched(log: Path) -> bool:
+    """Whether a log is there that nobody has written to."""
+    try:
+        with opened(log) as descriptor:
+            seen = os.fstat(descriptor)
+    except OSError:
+        return False
+    return seen.st_size == 0 and seen.st_nlink == 1
 
 
 def before_load(paths: VmPaths, owner: int | None) -> None:

@@ -12,6 +12,7 @@ import structlog
 
 from nexus.agent import capture, disks, faults, lacking, loading, process
 from nexus.agent.atomic import write_atomically
+from nexus.agent.blanks import Blanks
 from nexus.agent.command import choose_jail_uid
 from nexus.agent.errors import (
     Expired,
@@ -46,6 +47,7 @@ class Fleet:
         self._tasks = tasks
         self._machines: dict[str, MachineLife] = {}
         self.shelf = Shelf(layout)
+        self._blanks = Blanks(layout)
         self._expiry = Expiry(self._wanted, self._expire)
         self._ended = Ended(layout)
 
@@ -57,6 +59,7 @@ class Fleet:
             fleet = cls(layout, tools, feed, tasks)
             await fleet._take_up()
             tasks.start_soon(fleet._expiry.run)
+            tasks.start_soon(fleet._blanks.run)
             if tools.fetcher is not None:
                 tasks.start_soon(tools.fetcher.run, fleet._contents)
             yield fleet
@@ -221,10 +224,11 @@ class Fleet:
         machine = MachineLife(desired, record, self.layout, self.tools, self.shelf, self._publish)
         folder = machine.paths.dir
         try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            # The status first: a directory with a wish in it always says how it is laid out.
-            record.save(machine.paths)
-            self._remember(desired)
+            if not self._blanks.become(machine.paths, record, desired):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                # The status first: a directory with a wish in it always says how it is laid out.
+                record.save(machine.paths)
+                self._remember(desired)
         except OSError as error:
             disks.remove_tree(folder)
             failed = disk_failure(error, folder).error

@@ -174,6 +174,11 @@ class Layout:
         return self.run_dir / "trash"
 
     @property
+    def blanks_dir(self) -> Path:
+        """Folders that new VMs are made of; what is found here at a start is deleted."""
+        return self.run_dir / "blanks"
+
+    @property
     def expired_dir(self) -> Path:
         """A name for each VM that the agent ended by itself, until the manager has it deleted."""
         return self.run_dir / "expired"

@@ -62,6 +62,7 @@ def teardown(settings: Settings) -> None:
         for folder in (
             layout.vms_dir,
             layout.trash_dir,
+            layout.blanks_dir,
             layout.expired_dir,
             layout.volumes_dir,
             layout.snapshots_dir,
