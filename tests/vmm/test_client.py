@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -108,6 +108,24 @@ async def test_nobody_there(tmp_path: Path) -> None:
         await client.version()
     with pytest.raises(VmmTimeout):
         await client.wait_for_socket(0.05)
+    with pytest.raises(VmmTimeout):
+        await client.wait_for_listener(0.05)
+
+
+async def test_who_only_waits_asks_nothing(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+    ended = anyio.Event()
+
+    async def listen(stream: SocketStream) -> None:
+        async with stream:
+            with suppress(anyio.EndOfStream):
+                heard.append(await stream.receive())
+            ended.set()
+
+    async with served(tmp_path / "s", listen) as client:
+        await client.wait_for_listener(5)
+        await ended.wait()
+    assert heard == []
 
 
 async def test_waiting_ends_with_the_process(tmp_path: Path) -> None:
