@@ -90,17 +90,21 @@ def _snapshot(http: httpx.Client) -> str:
 
 
 def _one_ms(http: httpx.Client, snapshot: str, name: str) -> tuple[float, float, float]:
-    """Milliseconds until the guest goes on, as its host saw it; until 201; until 201 with wait."""
+    """Milliseconds until the guest goes on, as its host saw it; until 201; until 201 with wait.
+
+    Nobody asks how things are meanwhile: that would take what the VMM needs of two processors.
+    """
     url = f"/v1/snapshots/{snapshot}/instantiate"
-    at, begun = time.time(), time.perf_counter()
+    begun = time.perf_counter()
     created = http.post(url, json={"name": f"{name}a"})
     answered = (time.perf_counter() - begun) * 1000
     assert created.status_code == 201, created.text
-    goes_on = (_started(_running(http, created.json()["id"])) - at) * 1000
-    begun = time.perf_counter()
+    _running(http, created.json()["id"])
+    at, begun = time.time(), time.perf_counter()
     waited = http.post(f"{url}?wait=running", json={"name": f"{name}b"})
     running = (time.perf_counter() - begun) * 1000
     assert waited.json()["item"]["state"] == "running", waited.text
+    goes_on = (_started(waited.json()["item"]) - at) * 1000
     _delete(http, [created.json()["id"], waited.json()["id"]])
     return goes_on, answered, running
 

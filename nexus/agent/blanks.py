@@ -83,7 +83,8 @@ class Blanks:
         blank = self._folder / new_id()
         paths = VmPaths(vm_id=blank.name, dir=blank, jailed=False)
         disks.ensure_folder(paths)
-        for file in (paths.status, spare_of(paths.status), paths.desired, paths.vmm_log):
+        often = (paths.status, paths.nics)
+        for file in (*often, *map(spare_of, often), paths.desired, paths.vmm_log):
             os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         return blank
 

@@ -13,7 +13,7 @@ import anyio.to_thread
 import structlog
 
 from nexus.agent import bridges, nft
-from nexus.agent.atomic import write_atomically
+from nexus.agent.atomic import write_atomically, write_often
 from nexus.agent.bridges import Survey
 from nexus.agent.dhcp import Client, Service
 from nexus.agent.errors import NetworkFailed, disk_failure
@@ -353,7 +353,7 @@ class Networks:
 
         def ensure() -> None:
             try:
-                write_atomically(note, words)
+                write_often(note, words)
             except OSError as error:
                 raise disk_failure(error, note.parent) from error
             for port in ports:
