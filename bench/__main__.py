@@ -9,10 +9,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import cli, create, fleet, heal, linux, pools, reads, snapshots
+from bench import cli, create, fleet, heal, linux, pauses, pools, reads, snapshots
 from bench.table import Table, machine, markdown
 
-KINDS = ("cli", "create", "fleet", "heal", "linux", "pools", "reads", "snapshots")
+KINDS = ("cli", "create", "fleet", "heal", "linux", "pauses", "pools", "reads", "snapshots")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--only", choices=KINDS, help="one of them")
     parser.add_argument("--read-rounds", type=int, default=500, help="reads of each kind")
     parser.add_argument("--clone-rounds", type=int, default=50, help="clones one at a time")
+    parser.add_argument("--pause-rounds", type=int, default=10, help="snapshots of each kind")
     parser.add_argument("--cli-rounds", type=int, default=30, help="starts of each command")
     parser.add_argument("--save", action="store_true", help="append the tables to RESULTS.md")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
@@ -44,6 +45,7 @@ def main() -> None:
                 place / "s", options.clone_rounds, options.fleet_rounds, options.fleet
             ),
             "pools": lambda: [pools.measure(place / "p", options.clone_rounds)],
+            "pauses": lambda: pauses.measure(place / "z", options.pause_rounds),
             "heal": lambda: [heal.measure(place / "h", options.heal_rounds)],
             "linux": lambda: [linux.measure(place / "q", options.linux_rounds)],
             "cli": lambda: [cli.measure(place / "c", options.cli_rounds)],

@@ -8,7 +8,7 @@ import errno
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,21 +17,17 @@ import anyio
 import anyio.to_thread
 
 from nexus.agent import faults, snapshot_files
+from nexus.agent.capture_disks import Clones, read_only_blobs
+from nexus.agent.capture_files import CaptureFiles
 from nexus.agent.errors import HostFull, StageFailed, host_full
 from nexus.agent.inventory import cpu_model
 from nexus.agent.layout import (
-    CAPTURED_MEMORY,
-    CAPTURED_STATE,
-    CONFIG_DRIVE,
-    ROOTFS,
     SnapshotPaths,
     VmPaths,
-    drive_file,
     is_disk,
 )
 from nexus.agent.record import Record
 from nexus.agent.tools import Tools
-from nexus.agent.vmm_config import needs_config_drive
 from nexus.api.common import Engine
 from nexus.api.errors import Conflict, InvalidState, NexusError
 from nexus.api.machines import Machine
@@ -44,8 +40,6 @@ from nexus.vmm.types import SnapshotCreateParams
 
 MIB = 1 << 20
 PAGE = 4096
-SETTLED_NS = 100_000_000
-"""A file's time stamps may lag behind by a tick of the kernel's clock, at most 10 ms."""
 
 
 @dataclass
@@ -54,6 +48,7 @@ class Capture:
 
     order: SnapshotOrder
     folder: SnapshotPaths
+    files: CaptureFiles
     base: str | None = None
     """The snapshot whose memory is in the folder, to lay this one's over."""
     changes: bool = False
@@ -111,10 +106,10 @@ class Captures:
 
     @contextmanager
     def asked(
-        self, order: SnapshotOrder, folder: SnapshotPaths, base: str | None
+        self, order: SnapshotOrder, folder: SnapshotPaths, files: CaptureFiles, base: str | None
     ) -> Iterator[Capture]:
         """An order, for as long as somebody waits for it."""
-        capture = Capture(order, folder, base)
+        capture = Capture(order, folder, files, base)
         self._waiting.append(capture)
         try:
             yield capture
@@ -246,8 +241,7 @@ async def take(
     pause_ms = 0.0 if paused else round((time.perf_counter() - begun) * 1000, 2)
     faults.point("capture_resumed")
     try:
-        (paths.root / CAPTURED_MEMORY).rename(capture.folder.memory)
-        (paths.root / CAPTURED_STATE).rename(capture.folder.state)
+        capture.files.move(capture.folder)
     except OSError as error:
         raise host_full("the snapshot cannot be collected", error, paths.root) from error
     return at, pause_ms
@@ -274,12 +268,12 @@ async def create(
     that are cloned afterwards fit. A clone from before fits when nothing was written since.
     """
     params = SnapshotCreateParams(
-        snapshot_path=CAPTURED_STATE,
-        mem_file_path=CAPTURED_MEMORY,
+        snapshot_path=capture.files.state,
+        mem_file_path=capture.files.memory,
         snapshot_type="Diff" if capture.changes else "Full",
     )
     folder = capture.folder
-    clones = _Clones(machine, paths, folder, tools)
+    clones = Clones(machine, paths, folder, tools)
     refused: VmmFailure | None = None
     async with anyio.create_task_group() as both:
         both.start_soon(anyio.to_thread.run_sync, clones.early)
@@ -319,67 +313,11 @@ def _refusal(machine: Machine, error: VmmFailure, paths: VmPaths) -> NexusError:
     )
 
 
-class _Clones:
-    """A VM's disks in the snapshot's folder."""
-
-    def __init__(
-        self, machine: Machine, paths: VmPaths, folder: SnapshotPaths, tools: Tools
-    ) -> None:
-        self._machine = machine
-        self._paths = paths
-        self._folder = folder
-        self._tools = tools
-        self._good: dict[str, tuple[int, int]] = {}
-        """Clones, with the stamp that the disk had, if that can tell of later writes."""
-
-    def early(self) -> None:
-        """Beside the VMM at its work: most of the time nothing is written meanwhile."""
-        with suppress(OSError, ImageError):  # ``late`` meets it again, and says so
-            for name in self._disks():
-                seen, now = self._stamp(name), time.time_ns()
-                self._clone(name)
-                if abs(now - seen[0]) > SETTLED_NS:
-                    self._good[name] = seen
-
-    def late(self) -> None:
-        """What was written to since, or so shortly before that its time stamp does not tell."""
-        for name in self._disks():
-            if self._good.get(name) != self._stamp(name):
-                self._clone(name)
-
-    def _disks(self) -> Iterator[str]:
-        machine = self._machine
-        if machine.rootfs is not None:
-            yield ROOTFS
-        yield from (drive_file(drive.name) for drive in machine.drives)
-        if needs_config_drive(machine):
-            yield CONFIG_DRIVE
-
-    def _clone(self, name: str) -> None:
-        read_only = read_only_blobs(self._machine)
-        if name in read_only:
-            self._tools.store.link(read_only[name], self._folder.disk(name))
-        else:
-            snapshot_files.clone(self._paths.root / name, self._folder.disk(name))
-
-    def _stamp(self, name: str) -> tuple[int, int]:
-        found = (self._paths.root / name).lstat()
-        return found.st_mtime_ns, found.st_size
-
-
-def read_only_blobs(machine: Machine) -> dict[str, str]:
-    """Drives that are content of the image store: their files' names, and the content's sha256."""
-    return {
-        drive_file(drive.name): drive.blob.sha256
-        for drive in machine.drives
-        if drive.read_only and drive.blob is not None and drive.volume is None
-    }
-
-
-def seal(taken: Taken, folder: SnapshotPaths) -> HostSnapshot:
+def seal(taken: Taken, folder: SnapshotPaths, files_of_vmm: CaptureFiles) -> HostSnapshot:
     """Makes the files durable and says what they are. Blocks for as long as reading them takes;
     raises OSError."""
     order, machine = taken.order, taken.machine
+    files_of_vmm.save(folder)
     known = read_only_blobs(machine)
     if taken.over_base:
         memory = snapshot_files.merge(folder.base, folder.memory)

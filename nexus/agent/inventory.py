@@ -7,6 +7,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from nexus.agent.meminfo import meminfo
 from nexus.agent.settings import Settings
 from nexus.agent.tools import Tools
 from nexus.api.hosts import Capacity, Inventory
@@ -31,7 +32,7 @@ async def inventory(settings: Settings, tools: Tools) -> Inventory:
 
 def capacity(settings: Settings, vms: int) -> Capacity:
     """CPUs this process may use, memory as the kernel counts it, the run directory's disk."""
-    memory = meminfo(Path("/proc/meminfo").read_text())
+    memory = meminfo()
     disk = os.statvfs(settings.run_dir)
     return Capacity(
         vcpus=len(os.sched_getaffinity(0)),
@@ -51,17 +52,6 @@ def cpu_model() -> str:
         if name.strip() == "model name":
             return value.strip()
     return platform.machine()
-
-
-def meminfo(text: str) -> dict[str, int]:
-    """The lines of /proc/meminfo, in KiB."""
-    found = {}
-    for line in text.splitlines():
-        name, _, rest = line.partition(":")
-        words = rest.split()
-        if words and words[0].isdigit():
-            found[name] = int(words[0])
-    return found
 
 
 def _version() -> str:

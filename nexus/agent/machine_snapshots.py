@@ -1,5 +1,6 @@
 """Captures of a VM between two steps of its life, and what a guest is told that came of one."""
 
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
 import anyio
@@ -7,6 +8,7 @@ import structlog
 
 from nexus.agent import capture, disks, faults, guest, identity, tuning
 from nexus.agent.capture import Capture, Captures, Taken
+from nexus.agent.capture_files import CaptureFiles
 from nexus.agent.guest_channel import nobody_answers
 from nexus.agent.identity import KnownAs
 from nexus.agent.layout import SnapshotPaths
@@ -36,17 +38,25 @@ class Captured(Begun):
             return None
         return self.record.last_snapshot
 
+    def capture_files(self) -> AbstractContextManager[CaptureFiles]:
+        """Files for the VMM to write a capture into."""
+        return self._tools.ram.files_for(self.record, self.desired.mem_mib, self.paths)
+
     async def capture(
-        self, order: SnapshotOrder, folder: SnapshotPaths, base: str | None = None
+        self,
+        order: SnapshotOrder,
+        folder: SnapshotPaths,
+        files: CaptureFiles,
+        base: str | None = None,
     ) -> Taken:
         """A moment of the VM in that folder, taken between two steps of its life. ``base`` is the
-        snapshot whose memory is there already.
+        snapshot whose memory is there already; ``files`` are still to be saved.
 
         Raises NexusError; then the guest goes on, and what is in the folder is worthless.
         """
         if self.gone.is_set():
             raise capture.no_longer(self.desired)
-        with self._captures.asked(order, folder, base) as asked:
+        with self._captures.asked(order, folder, files, base) as asked:
             self.poke()
             return await asked.outcome()
 

@@ -34,6 +34,8 @@ class Settings:
     """By which the manager knows this host."""
     store_limit_mib: int | None = None
     """The most that the images of this host may take."""
+    capture_in_memory: bool = True
+    """Whether captures may use the host's memory while a guest stands still for them."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -61,6 +63,7 @@ class Settings:
             manager_base=_manager(environment),
             host_token=_token(environment, "NEXUS_HOST_TOKEN_FILE"),
             store_limit_mib=_mib(environment, "NEXUS_STORE_LIMIT_MIB"),
+            capture_in_memory=environment.get("NEXUS_CAPTURE_IN_MEMORY") != "0",
         )
         if len(os.fsencode(settings.run_dir)) > 200:
             raise SettingsInvalid(f"FC_RUN_DIR is too long: {settings.run_dir}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nexus
 from nexus.agent import command
+from nexus.agent.capture_files import Ram
 from nexus.agent.counts import Counts
 from nexus.agent.errors import SettingsInvalid
 from nexus.agent.fetching import Fetcher
@@ -43,6 +44,8 @@ class Tools:
     fetcher: Fetcher | None = None
     """None where the manager shares the store."""
     volumes: VolumeUse = field(default_factory=VolumeUse)
+    ram: Ram = field(default_factory=Ram)
+    """For captures."""
     counts: Counts = field(default_factory=Counts)
 
     def command(
@@ -100,6 +103,7 @@ def find_tools(settings: Settings, network: Networks) -> Tools:
         scope=command.SYSTEMD_BOOTED.exists(),
         environment=vmm_environment(os.environ),
         fetcher=_fetcher(settings, store),
+        ram=Ram(lends=settings.capture_in_memory),
     )
 
 

@@ -104,6 +104,7 @@ class Place:
             "FC_BINARY",
             "JAILER_BINARY",
             "NEXUS_JAILER",
+            "NEXUS_CAPTURE_IN_MEMORY",
             "NEXUS_SUBNET",
         )
         chosen |= {name: os.environ[name] for name in passed_on if name in os.environ}

@@ -73,6 +73,27 @@ def begins_with(file: Path, text: bytes) -> bool:
         return opened.read(len(text)) == text
 
 
+@contextlib.contextmanager
+def captures_on_disk(agent: Agent) -> Iterator[None]:
+    """The agent goes on without lending memory to captures."""
+    agent.kill()
+    agent.start(NEXUS_CAPTURE_IN_MEMORY="0")
+    try:
+        yield
+    finally:
+        agent.kill()
+        agent.start()
+
+
+def files_in_memory(pid: int) -> list[str]:
+    """Those that a process has open."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(entry.readlink()))
+    return [name for name in found if "memfd:nexus-capture" in name]
+
+
 def vmm(agent: Agent, machine: Machine, path: str = "") -> Any:
     return agent.http.get(f"/agent/v1/vms/{machine.id}/proxy/{path}").json()
 
@@ -294,19 +315,26 @@ def test_what_cannot_be_captured_is_refused(agent: Agent, tiny_kernel: Path) -> 
     wish = order(machine)
     other = agent.http.put(f"/agent/v1/snapshots/{new_id()}", json=wish.model_dump())
     assert other.status_code == 400
-    blocked = agent.run_dir / "vms" / machine.id / "root" / ".mem.new"
-    blocked.mkdir()
-    body = refused(put(agent, wish), 409, "gives no snapshot")
-    assert "Is a directory" in body["fault_message"]
-    assert vmm(agent, machine)["state"] == "Running"
-    assert (shelf(agent), blocked.exists()) == ([], False)
+    with captures_on_disk(agent):
+        blocked = agent.run_dir / "vms" / machine.id / "root" / ".mem.new"
+        blocked.mkdir()
+        body = refused(put(agent, wish), 409, "gives no snapshot")
+        assert "Is a directory" in body["fault_message"]
+        assert vmm(agent, machine)["state"] == "Running"
+        assert (shelf(agent), blocked.exists()) == ([], False)
     agent.delete(machine.id)
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("deleted", [False, True])
 def test_a_vm_that_ends_while_it_is_captured(
-    agent: Agent, tiny_kernel: Path, deleted: bool
+    agent: Agent, tiny_kernel: Path, deleted: bool, on_disk: bool
 ) -> None:
+    with captures_on_disk(agent) if on_disk else contextlib.nullcontext():
+        ends_while_it_is_captured(agent, tiny_kernel, deleted)
+
+
+def ends_while_it_is_captured(agent: Agent, tiny_kernel: Path, deleted: bool) -> None:
     # All of its memory takes a while.
     source = agent.machine(tiny_kernel, mem_mib=256)
     agent.put(source)
@@ -316,7 +344,7 @@ def test_a_vm_that_ends_while_it_is_captured(
     pid = agent.get(source.id).pid
     assert pid is not None
     asking.start()
-    until("it writes its memory", written.exists)
+    until("it writes its memory", lambda: written.exists() or files_in_memory(pid))
     if deleted:
         agent.delete(source.id)
     else:
