@@ -63,29 +63,39 @@ class Blanks:
 
     async def run(self) -> None:
         """Keeps some ready until cancelled."""
-        await anyio.to_thread.run_sync(disks.remove_tree, self._folder)
+        swept = False
         while True:
             self._wanted = anyio.Event()
             rest_s: float | None = None
-            while len(self._ready) < KEPT and rest_s is None:
-                try:
-                    blank = await anyio.to_thread.run_sync(self._make)
-                except OSError as error:
-                    log.warning("no folder is made ready", error=str(error))
-                    rest_s = AGAIN_S
-                else:
-                    self._ready.append(blank)
+            try:
+                if not swept:
+                    await anyio.to_thread.run_sync(self._sweep)
+                    swept = True
+                while len(self._ready) < KEPT:
+                    self._ready.append(await anyio.to_thread.run_sync(self._make))
+            except OSError as error:
+                log.warning("no folder is made ready", error=str(error))
+                rest_s = AGAIN_S
             with anyio.move_on_after(rest_s):
                 await self._wanted.wait()
             await anyio.sleep(QUIET_S)
 
+    def _sweep(self) -> None:
+        """Away with those of an earlier agent: it may have been killed while it made one."""
+        disks.remove_tree(self._folder)
+        self._folder.mkdir(mode=0o700)
+
     def _make(self) -> Path:
         blank = self._folder / new_id()
         paths = VmPaths(vm_id=blank.name, dir=blank, jailed=False)
-        disks.ensure_folder(paths)
         often = (paths.status, paths.nics)
-        for file in (*often, *map(spare_of, often), paths.desired, paths.vmm_log):
-            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            disks.ensure_folder(paths)
+            for file in (*often, *map(spare_of, often), paths.desired, paths.vmm_log):
+                os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError:
+            disks.remove_tree(blank)
+            raise
         return blank
 
 
