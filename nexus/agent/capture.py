@@ -306,6 +306,12 @@ def _refusal(machine: Machine, error: VmmFailure, paths: VmPaths) -> NexusError:
             fault_message=fault,
             suggestion=f"free space on the host (df -h {paths.dir}), or delete snapshots",
         )
+    if "os error 13" in fault:
+        return Conflict(
+            f"the VMM of VM {machine.name!r} may not open the files for its snapshot",
+            fault_message=fault,
+            suggestion="start the agent with NEXUS_CAPTURE_IN_MEMORY=0",
+        )
     return Conflict(
         f"the VMM of VM {machine.name!r} gives no snapshot",
         fault_message=fault,

@@ -180,16 +180,15 @@ class Fleet:
         async with machine.captures.turn:
             if (kept := self.shelf.find(order.id)) is not None:
                 return _same(kept, order)
-            with (
-                self.shelf.making(order.id, order.parent_id) as folder,
-                machine.capture_files() as files,
-            ):
+            with self.shelf.making(order.id, order.parent_id) as folder:
                 base = machine.base_of(order)
                 fits = base is not None and capture.tells_pages(folder.dir)
                 if base is None or not fits or not await self.shelf.lay_under(base, folder):
                     base = None
-                taken = await machine.capture(order, folder, files, base)
-                kept = await self.shelf.keep(order.id, partial(capture.seal, taken, folder, files))
+                async with machine.capture_files() as files:
+                    taken = await machine.capture(order, folder, files, base)
+                    seal = partial(capture.seal, taken, folder, files)
+                    kept = await self.shelf.keep(order.id, seal)
         machine.snapshot_kept(order.id)
         return kept
 

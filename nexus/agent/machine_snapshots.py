@@ -1,6 +1,6 @@
 """Captures of a VM between two steps of its life, and what a guest is told that came of one."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 
 import anyio
@@ -38,7 +38,7 @@ class Captured(Begun):
             return None
         return self.record.last_snapshot
 
-    def capture_files(self) -> AbstractContextManager[CaptureFiles]:
+    def capture_files(self) -> AbstractAsyncContextManager[CaptureFiles]:
         """Files for the VMM to write a capture into."""
         return self._tools.ram.files_for(self.record, self.desired.mem_mib, self.paths)
 

@@ -31,7 +31,13 @@ from tests.scraping import Scrape
 
 pytestmark = pytest.mark.anyio
 
-OF_THE_INSTALLATION = ("nexus_http_", "nexus_vm_call", "nexus_snapshot_call", "process_")
+OF_THE_INSTALLATION = (
+    "nexus_host_promised_",
+    "nexus_http_",
+    "nexus_vm_call",
+    "nexus_snapshot_call",
+    "process_",
+)
 WEB = {"project": "default", "template": "web"}
 
 

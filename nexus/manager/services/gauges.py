@@ -113,10 +113,11 @@ class Gauges:
     async def read(self, project: str | None) -> list[Metric]:
         """Everything of one project, or of all of them, and of every host."""
         async with self.db.scan() as session:
-            hosts = (await session.scalars(select(HostRow).order_by(HostRow.id))).all()
             vms = [_Vms(*row) for row in await session.execute(_VMS)]
             templates = [_Template(*row) for row in await session.execute(_TEMPLATES)]
             snapshots = [(of, state, n) for of, state, n in await session.execute(_SNAPSHOTS)]
+            # Last: a host is there for good, and the others name it.
+            hosts = (await session.scalars(select(HostRow).order_by(HostRow.id))).all()
         names = _names(hosts)
         seen = [each for each in templates if project in (None, each.project)]
         return [
@@ -125,7 +126,8 @@ class Gauges:
             *_of_preboots(seen, names),
             *_of_pools(seen, names, vms),
             *self.counts.of_pools(project, {(t.project, t.name): t.pool > 0 for t in templates}),
-            *_of_hosts(hosts, names, vms),
+            *_of_hosts(hosts, names),
+            *(_promised(hosts, names, vms) if project is None else ()),
         ]
 
 
@@ -231,9 +233,7 @@ def _of_pools(
     )
 
 
-def _of_hosts(
-    hosts: Sequence[HostRow], names: dict[str, str], vms: Sequence[_Vms]
-) -> Iterator[Metric]:
+def _of_hosts(hosts: Sequence[HostRow], names: dict[str, str]) -> Iterator[Metric]:
     now = datetime.now(UTC)
     yield gauge(
         "nexus_hosts",
@@ -245,11 +245,6 @@ def _of_hosts(
             for state in get_args(HostState)
         ),
     )
-    promised: Counter[tuple[str, str]] = Counter()
-    for some in vms:
-        promised[some.host_id, "vcpus"] += int(some.vcpu)
-        promised[some.host_id, "memory"] += int(some.mem_mib) * MIB
-        promised[some.host_id, "disk"] += int(some.disk_mib) * MIB
     of_host: dict[str, tuple[str, Callable[[HostRow], float]]] = {
         "vcpus": ("CPUs that the host's agent may use.", lambda host: host.capacity.vcpus),
         "memory_bytes": ("Memory of the host.", lambda host: host.capacity.mem_mib * MIB),
@@ -265,20 +260,31 @@ def _of_hosts(
             "What is left of that file system.",
             lambda host: host.capacity.disk_available_mib * MIB,
         ),
-        "promised_vcpus": (
-            "vCPUs of all VMs of the host, also of those that do not run or wait in pools.",
-            lambda host: promised[host.id, "vcpus"],
-        ),
-        "promised_memory_bytes": (
-            "Memory of all VMs of the host, also of those that do not run or wait in pools. New "
-            "ones fit while this is below nexus_host_memory_bytes times MANAGER_MEM_OVERCOMMIT.",
-            lambda host: promised[host.id, "memory"],
-        ),
-        "promised_disk_bytes": (
-            "What the own disks of all VMs of the host may grow to, without volumes and snapshots.",
-            lambda host: promised[host.id, "disk"],
-        ),
     }
     for name, (documentation, value) in of_host.items():
         values = [((names[host.id],), value(host)) for host in hosts]
         yield gauge(f"nexus_host_{name}", documentation, ("host",), values)
+
+
+def _promised(
+    hosts: Sequence[HostRow], names: dict[str, str], vms: Sequence[_Vms]
+) -> Iterator[Metric]:
+    """Of all projects together: who sees one of them only could tell what the others have."""
+    promised: Counter[tuple[str, str]] = Counter()
+    for some in vms:
+        promised[some.host_id, "vcpus"] += int(some.vcpu)
+        promised[some.host_id, "memory_bytes"] += int(some.mem_mib) * MIB
+        promised[some.host_id, "disk_bytes"] += int(some.disk_mib) * MIB
+    of_vms = {
+        "vcpus": "vCPUs of all VMs of the host, also of those that do not run or wait in pools.",
+        "memory_bytes": (
+            "Memory of all VMs of the host, also of those that do not run or wait in pools. New "
+            "ones fit while this is below nexus_host_memory_bytes times MANAGER_MEM_OVERCOMMIT."
+        ),
+        "disk_bytes": (
+            "What the own disks of all VMs of the host may grow to, without volumes and snapshots."
+        ),
+    }
+    for name, documentation in of_vms.items():
+        values = [((names[host.id],), promised[host.id, name]) for host in hosts]
+        yield gauge(f"nexus_host_promised_{name}", documentation, ("host",), values)
