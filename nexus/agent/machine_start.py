@@ -180,7 +180,7 @@ class Begun(Ended):
         vmm.kill()
         with anyio.move_on_after(KILL_TIMEOUT_S):
             await vmm.exited.wait()
-        self._tools.counts.ended("killed", asked=False)
+        self._tools.counts.ended("killed", asked=self.deleting)
         disks.after_exit(self.paths)
         await self._tools.network.remove_taps(self.id)
         record.boot, record.phase = record.boot - 1, "configured"

@@ -198,10 +198,12 @@ class HostPipeline:
             return
         now = datetime.now(UTC)
         async with self.db.write() as session:
-            for row in await session.scalars(missing.where(VmRow.id.in_(lost)).with_for_update()):
+            query = missing.where(VmRow.id.in_(lost)).with_for_update()
+            sent = (await session.scalars(query)).all()
+            for row in sent:
                 log.warning("the host does not hold this VM; sending it again", vm_id=row.id)
                 observe.unsettle(row, now)
-        self.counts.acted("vm_sent_again", len(lost))
+        self.counts.acted("vm_sent_again", len(sent))
         self.vms.hint()
 
     async def _reap_orphans(self, agent: Agent) -> None:
