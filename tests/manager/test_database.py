@@ -1,6 +1,7 @@
 """Schema and transactions, on both databases."""
 
 import sqlite3
+import threading
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sqlalchemy import Connection, func, select
 from nexus.api.errors import Conflict
 from nexus.manager import uow
 from nexus.manager.config import BadSetting, Settings
+from nexus.manager.db import session
 from nexus.manager.db.base import Base
 from nexus.manager.db.journal_tables import AuditRow, VmEventRow
 from nexus.manager.db.session import Database
@@ -44,6 +46,30 @@ async def test_managers_may_migrate_at_once(bare_database_url: str) -> None:
     for db in databases:
         await db.ping()
         await db.close()
+
+
+def test_a_new_file_takes_several_at_once(tmp_path: Path) -> None:
+    failed: list[Exception] = []
+
+    def open_it(file: Path, together: threading.Barrier) -> None:
+        together.wait()
+        connection = sqlite3.connect(file, timeout=30, isolation_level=None)
+        try:
+            session._prepare_sqlite(connection, None)
+        except sqlite3.OperationalError as error:
+            failed.append(error)
+        finally:
+            connection.close()
+
+    for number in range(100):
+        together = threading.Barrier(4)
+        given = (tmp_path / f"{number}.db", together)
+        opening = [threading.Thread(target=open_it, args=given) for _ in range(4)]
+        for each in opening:
+            each.start()
+        for each in opening:
+            each.join()
+    assert failed == []
 
 
 async def test_a_refused_change_leaves_only_its_audit_row(database_url: str) -> None:

@@ -5,6 +5,8 @@ one write lock there is, so that it never fails half-way because another one was
 """
 
 import contextlib
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ _DRIVERS = {
     "postgresql": "postgresql+asyncpg",
 }
 _WRITES = "nexus_writes"
+WAL_S = 10.0
+WAL_AGAIN_S = 0.002
 
 
 class Database:
@@ -125,10 +129,26 @@ def _with_driver(url: str) -> URL:
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-8192"):
+    _use_wal(cursor)
+    for pragma in ("synchronous=FULL", "foreign_keys=ON", "cache_size=-8192"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.execute(sqlite_driver.PATIENCE)
     cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    """Of two that change a new file's journal at once SQLite refuses one, however patient it is:
+    each could be waiting for the other."""
+    deadline = time.monotonic() + WAL_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(WAL_AGAIN_S)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:
