@@ -200,8 +200,8 @@ def wait_until_as(before: dict[str, Any], data: Path) -> None:
 
     try:
         wait_for("the machine is as before", lambda: not different())
-    except AssertionError:
-        assert different() == {}
+    except AssertionError as late:
+        raise AssertionError(f"was, and is: {different()}") from late
 
 
 def _processes_of(data: Path) -> list[str]:
