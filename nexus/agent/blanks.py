@@ -54,11 +54,11 @@ class Blanks:
         except FileNotFoundError:
             # Somebody tidied up.
             return False
-        except OSError as error:
+        except OSError:
             disks.remove_tree(blank)
             if paths.dir.exists():
                 return False
-            raise error
+            raise
         return True
 
     async def run(self) -> None:

@@ -21,11 +21,7 @@ from nexus.agent.capture_disks import Clones, read_only_blobs
 from nexus.agent.capture_files import CaptureFiles
 from nexus.agent.errors import HostFull, StageFailed, host_full
 from nexus.agent.inventory import cpu_model
-from nexus.agent.layout import (
-    SnapshotPaths,
-    VmPaths,
-    is_disk,
-)
+from nexus.agent.layout import SnapshotPaths, VmPaths, is_disk
 from nexus.agent.record import Record
 from nexus.agent.tools import Tools
 from nexus.api.common import Engine
@@ -282,7 +278,7 @@ async def create(
         except VmmFailure as error:
             refused = error
     if refused is not None:
-        raise _refusal(machine, refused, paths) from refused
+        raise _refusal(machine, refused, capture.files) from refused
     faults.point("capture_created")
     try:
         await anyio.to_thread.run_sync(clones.late)
@@ -293,7 +289,7 @@ async def create(
     faults.point("capture_cloned")
 
 
-def _refusal(machine: Machine, error: VmmFailure, paths: VmPaths) -> NexusError:
+def _refusal(machine: Machine, error: VmmFailure, files: CaptureFiles) -> NexusError:
     if not isinstance(error, VmmError):
         return Conflict(
             f"VM {machine.name!r} gave no snapshot: {error.message}",
@@ -304,9 +300,9 @@ def _refusal(machine: Machine, error: VmmFailure, paths: VmPaths) -> NexusError:
         return HostFull(
             f"there is no room for the memory of VM {machine.name!r}",
             fault_message=fault,
-            suggestion=f"free space on the host (df -h {paths.dir}), or delete snapshots",
+            suggestion=f"free space on the host (df -h {files.root}), or delete snapshots",
         )
-    if "os error 13" in fault:
+    if files.ram is not None and "os error 13" in fault:
         return Conflict(
             f"the VMM of VM {machine.name!r} may not open the files for its snapshot",
             fault_message=fault,
@@ -319,11 +315,11 @@ def _refusal(machine: Machine, error: VmmFailure, paths: VmPaths) -> NexusError:
     )
 
 
-def seal(taken: Taken, folder: SnapshotPaths, files_of_vmm: CaptureFiles) -> HostSnapshot:
+def seal(taken: Taken, folder: SnapshotPaths, written: CaptureFiles) -> HostSnapshot:
     """Makes the files durable and says what they are. Blocks for as long as reading them takes;
     raises OSError."""
     order, machine = taken.order, taken.machine
-    files_of_vmm.save(folder)
+    written.save(folder)
     known = read_only_blobs(machine)
     if taken.over_base:
         memory = snapshot_files.merge(folder.base, folder.memory)

@@ -57,13 +57,13 @@ class Settings:
             engine=cast("EngineSetting", engine),
             firecracker=_path(environment, "FC_BINARY"),
             jailer=_path(environment, "JAILER_BINARY"),
-            jail=environment.get("NEXUS_JAILER") == "1",
+            jail=_switch(environment, "NEXUS_JAILER", default="0"),
             subnet=_subnet(environment.get("NEXUS_SUBNET")),
             token=_token(environment, "NEXUS_AGENT_TOKEN_FILE"),
             manager_base=_manager(environment),
             host_token=_token(environment, "NEXUS_HOST_TOKEN_FILE"),
             store_limit_mib=_mib(environment, "NEXUS_STORE_LIMIT_MIB"),
-            capture_in_memory=environment.get("NEXUS_CAPTURE_IN_MEMORY") != "0",
+            capture_in_memory=_switch(environment, "NEXUS_CAPTURE_IN_MEMORY", default="1"),
         )
         if len(os.fsencode(settings.run_dir)) > 200:
             raise SettingsInvalid(f"FC_RUN_DIR is too long: {settings.run_dir}")
@@ -93,6 +93,13 @@ class Settings:
                 f"AGENT_BIND={self.bind} needs NEXUS_AGENT_TOKEN_FILE, a file holding a token of "
                 "at least 16 characters; or set AGENT_BIND=unix:/run/nexus-agent.sock"
             )
+
+
+def _switch(environment: Mapping[str, str], name: str, *, default: str) -> bool:
+    value = environment.get(name) or default
+    if value not in ("0", "1"):
+        raise SettingsInvalid(f"{name} is 1 or 0, not {value!r}")
+    return value == "1"
 
 
 def _path(environment: Mapping[str, str], name: str) -> Path | None:

@@ -337,6 +337,18 @@ def test_loopback_is_served_with_a_token(tmp_path: Path) -> None:
         Settings.from_environment(public).check_bind()
 
 
+@pytest.mark.parametrize("name", ["NEXUS_JAILER", "NEXUS_CAPTURE_IN_MEMORY"])
+def test_a_switch_is_on_or_off(name: str) -> None:
+    def both(environment: dict[str, str]) -> tuple[bool, bool]:
+        settings = Settings.from_environment(environment)
+        return settings.jail, settings.capture_in_memory
+
+    assert both({}) == both({name: ""}) == (False, True)
+    assert {both({name: "0"}), both({name: "1"})} > {(False, True)}
+    with pytest.raises(SettingsInvalid, match=f"{name} is 1 or 0, not 'true'"):
+        Settings.from_environment({name: "true"})
+
+
 def test_logs_are_read_from_their_end(tmp_path: Path) -> None:
     log = tmp_path / "console.log"
     log.write_bytes(b"x" * (3 << 20) + b"\r\none\r\ntwo\r\nthr\xffee")
