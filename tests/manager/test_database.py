@@ -1,7 +1,6 @@
 """Schema and transactions, on both databases."""
 
 import sqlite3
-import threading
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import OperationalError
 
 from nexus.api.errors import Conflict
 from nexus.manager import uow
 from nexus.manager.config import BadSetting, Settings
-from nexus.manager.db import session
 from nexus.manager.db.base import Base
 from nexus.manager.db.journal_tables import AuditRow, VmEventRow
 from nexus.manager.db.session import Database
@@ -48,28 +47,23 @@ async def test_managers_may_migrate_at_once(bare_database_url: str) -> None:
         await db.close()
 
 
-def test_a_new_file_takes_several_at_once(tmp_path: Path) -> None:
-    failed: list[Exception] = []
+async def test_a_new_file_takes_several_at_once(tmp_path: Path) -> None:
+    """Each connection has a thread of its own, and SQLite refuses one of two that do it at once."""
+    refused: list[OperationalError] = []
 
-    def open_it(file: Path, together: threading.Barrier) -> None:
-        together.wait()
-        connection = sqlite3.connect(file, timeout=30, isolation_level=None)
+    async def use(url: str) -> None:
+        db = Database(url)
         try:
-            session._prepare_sqlite(connection, None)
-        except sqlite3.OperationalError as error:
-            failed.append(error)
-        finally:
-            connection.close()
+            await db.ping()
+        except OperationalError as error:
+            refused.append(error)
+        await db.close()
 
     for number in range(100):
-        together = threading.Barrier(4)
-        given = (tmp_path / f"{number}.db", together)
-        opening = [threading.Thread(target=open_it, args=given) for _ in range(4)]
-        for each in opening:
-            each.start()
-        for each in opening:
-            each.join()
-    assert failed == []
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(use, f"sqlite:///{tmp_path / str(number)}.db")
+    assert refused == []
 
 
 async def test_a_refused_change_leaves_only_its_audit_row(database_url: str) -> None:

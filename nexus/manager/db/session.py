@@ -4,6 +4,7 @@ A writing transaction on SQLite begins with ``BEGIN IMMEDIATE`` and queues in th
 one write lock there is, so that it never fails half-way because another one was first.
 """
 
+import asyncio
 import contextlib
 import sqlite3
 import time
@@ -15,6 +16,7 @@ import anyio
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.util.concurrency import await_
 
 from nexus.manager.db import migrate, sqlite_driver
 
@@ -146,7 +148,7 @@ def _use_wal(cursor: Any) -> None:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
-            time.sleep(WAL_AGAIN_S)
+            await_(asyncio.sleep(WAL_AGAIN_S))
         else:
             return
 
