@@ -35,20 +35,8 @@ class Counts:
         self.registry = Registry()
         """What belongs to no project."""
         self.http = HttpMetrics(self.registry)
-        self._vm_calls = Histogram(
-            "nexus_vm_call_duration_seconds",
-            f"Calls at agents that bring a VM to the wanted power. {_OUTCOMES}",
-            ["power", "outcome"],
-            buckets=_CALL_S,
-            registry=self.registry,
-        )
-        self._snapshot_calls = Histogram(
-            "nexus_snapshot_call_duration_seconds",
-            f"Calls at agents that capture or delete a snapshot. {_OUTCOMES}",
-            ["action", "outcome"],
-            buckets=_CALL_S,
-            registry=self.registry,
-        )
+        self._vm_calls = self._calls("vm", "bring a VM to the wanted power", "power")
+        self._snapshot_calls = self._calls("snapshot", "capture or delete a snapshot", "action")
         self._actions = Counter(
             "nexus_reconciler_actions",
             "What the manager did without being asked: sent a VM again to a host that had lost "
@@ -73,6 +61,15 @@ class Counts:
             "what waits there.",
             ["project", "template", "reason"],
             registry=None,
+        )
+
+    def _calls(self, of: str, that: str, label: str) -> Histogram:
+        return Histogram(
+            f"nexus_{of}_call_duration_seconds",
+            f"Calls at agents that {that}. {_OUTCOMES}",
+            [label, "outcome"],
+            buckets=_CALL_S,
+            registry=self.registry,
         )
 
     def vm_call(self, power: str, seconds: float, answer: object, *, broken_off: bool) -> None:
