@@ -5,13 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.harness import Agent
+from tests.agent.harness import Agent, agent_of
 
 
 @pytest.fixture
 def agent(firecracker_binary: Path) -> Iterator[Agent]:
-    agent = Agent(FC_BINARY=str(firecracker_binary))
-    try:
-        yield agent.start()
-    finally:
-        agent.close()
+    with agent_of(Agent, firecracker_binary) as agent:
+        yield agent

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -138,22 +139,12 @@ class Agent:
         )
         fields: dict[str, Any] = {
             "id": vm_id,
-            "name": "one",
-            "generation": 1,
-            "power": "running",
-            "boot": 1,
-            "vcpu": 1,
             "mem_mib": 32,
             "kernel": self.blob(kernel),
-            "initrd": None,
-            "rootfs": None,
-            "kernel_args": None,
             "nics": [nic],
-            "user_data": None,
-            "ssh_keys": [],
             "stop_timeout_s": 5.0,
         }
-        return Machine(**{**fields, **change})
+        return a_wish(**{**fields, **change})
 
     def put(self, machine: Machine) -> MachineStatus:
         answer = self.http.put(
@@ -217,6 +208,38 @@ class Agent:
             "files": [path for path in tree(self.run_dir) if not path.startswith("blanks")],
             "cgroups": sorted(str(p) for p in Path("/sys/fs/cgroup").glob("*/firecracker/*/")),
         }
+
+
+@contextmanager
+def agent_of(kind: type[Agent], firecracker: Path) -> Iterator[Agent]:
+    """An agent that runs VMs in real Firecracker; nothing is left of it."""
+    agent = kind(FC_BINARY=str(firecracker))
+    try:
+        yield agent.start()
+    finally:
+        agent.close()
+
+
+def a_wish(**change: Any) -> Machine:
+    """What might be wanted of a VM, where nothing is made of it."""
+    blob = Blob(sha256="0" * 64, size_bytes=1)
+    fields: dict[str, Any] = {
+        "id": new_id(),
+        "name": "one",
+        "generation": 1,
+        "power": "running",
+        "boot": 1,
+        "vcpu": 1,
+        "mem_mib": 16,
+        "kernel": blob,
+        "initrd": None,
+        "rootfs": None,
+        "kernel_args": None,
+        "nics": [],
+        "user_data": None,
+        "ssh_keys": [],
+    }
+    return Machine(**{**fields, **change})
 
 
 def links() -> list[str]:

@@ -13,30 +13,9 @@ import pytest
 from nexus.agent.blanks import KEPT, Blanks
 from nexus.agent.layout import Layout, VmPaths
 from nexus.agent.record import Record, load_desired, load_record
-from nexus.api.machines import Blob, Machine
 from nexus.ids import new_id
-from tests.agent.harness import Agent, until
+from tests.agent.harness import Agent, a_wish, until
 from tests.agent.test_failures import fill, mounted
-
-
-def wish() -> Machine:
-    return Machine(
-        id=new_id(),
-        name="web",
-        generation=1,
-        power="stopped",
-        boot=0,
-        vcpu=1,
-        mem_mib=64,
-        kernel=Blob(sha256="0" * 64, size_bytes=1),
-        initrd=None,
-        rootfs=None,
-        kernel_args=None,
-        nics=[],
-        user_data=None,
-        ssh_keys=[],
-        stop_timeout_s=1.0,
-    )
 
 
 def inodes(folder: Path) -> set[int]:
@@ -66,7 +45,7 @@ async def kept(layout: Layout) -> AsyncIterator[Blanks]:
 
 @pytest.mark.anyio
 async def test_a_blank_becomes_a_vm_as_a_whole(tmp_path: Path) -> None:
-    layout, machine = Layout(tmp_path), wish()
+    layout, machine = Layout(tmp_path), a_wish()
     left = layout.blanks_dir / "half"
     left.mkdir(parents=True)
     async with kept(layout) as blanks:
@@ -90,7 +69,7 @@ async def test_a_blank_becomes_a_vm_as_a_whole(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 async def test_what_is_there_is_not_replaced(tmp_path: Path) -> None:
-    layout, machine, record = Layout(tmp_path), wish(), Record(engine="firecracker")
+    layout, machine, record = Layout(tmp_path), a_wish(), Record(engine="firecracker")
     async with kept(layout) as blanks:
         paths = layout.vm(machine.id)
         paths.dir.mkdir()
@@ -105,7 +84,7 @@ async def test_what_is_there_is_not_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_a_full_disk_takes_no_wish(tmp_path: Path) -> None:
-    layout, machine = Layout(tmp_path / "small"), wish()
+    layout, machine = Layout(tmp_path / "small"), a_wish()
 
     async def scenario() -> None:
         async with kept(layout) as blanks:

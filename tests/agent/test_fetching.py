@@ -26,6 +26,7 @@ from nexus.manager.app import create_app
 from nexus.manager.pipelines.builds import BuildPipeline
 from nexus.manager.routes.blobs import joined
 from tests.agent.blobs import MIB, Gate, content, same, stored
+from tests.agent.harness import a_wish
 from tests.manager.core import served, settings_for
 
 pytestmark = pytest.mark.anyio
@@ -331,22 +332,7 @@ async def test_a_machine_waits_rests_and_is_woken(
 
 
 def machine_of(vm_id: str, blob: Blob) -> Machine:
-    return Machine(
-        id=vm_id,
-        name="one",
-        generation=1,
-        power="running",
-        boot=1,
-        vcpu=1,
-        mem_mib=32,
-        kernel=blob,
-        initrd=None,
-        rootfs=blob,
-        kernel_args=None,
-        nics=[],
-        user_data=None,
-        ssh_keys=[],
-    )
+    return a_wish(id=vm_id, mem_mib=32, kernel=blob, rootfs=blob)
 
 
 async def test_what_may_be_asked_of_the_manager(place: Place) -> None:

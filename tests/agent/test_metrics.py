@@ -12,7 +12,7 @@ import websockets.sync.client
 from nexus.api.machines import Machine
 from nexus.ids import new_id
 from tests.agent.forking import ForkedAgent
-from tests.agent.harness import Agent, until
+from tests.agent.harness import Agent, agent_of, until
 from tests.agent.snapshots import capture, clone
 from tests.scraping import Scrape, read
 
@@ -24,11 +24,8 @@ EXITS = "nexus_agent_vmm_exits_total"
 
 @pytest.fixture
 def agent(firecracker_binary: Path) -> Iterator[Agent]:
-    agent = ForkedAgent(FC_BINARY=str(firecracker_binary))
-    try:
-        yield agent.start()
-    finally:
-        agent.close()
+    with agent_of(ForkedAgent, firecracker_binary) as agent:
+        yield agent
 
 
 def scrape(agent: Agent) -> Scrape:

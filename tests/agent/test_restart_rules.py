@@ -11,8 +11,7 @@ from nexus.agent import restarts
 from nexus.agent.plan import Seen, Step, plan, restart_at
 from nexus.agent.restarts import FRESH, MOST_S, STEADY_S
 from nexus.api.endings import FAILURES, ExitCause, RestartPolicy
-from nexus.api.machines import Blob, Machine
-from nexus.ids import new_id
+from tests.agent.harness import a_wish
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 BY_ITSELF: tuple[ExitCause, ...] = ("crashed", "guest_panic", "guest_poweroff", "guest_reboot")
@@ -24,23 +23,7 @@ class Life(RuleBasedStateMachine):
     @initialize(policy=st.sampled_from(["never", "on-failure", "always"]))
     def begin(self, policy: RestartPolicy) -> None:
         self.now = BEGIN
-        self.desired = Machine(
-            id=new_id(),
-            name="one",
-            generation=1,
-            power="running",
-            boot=1,
-            vcpu=1,
-            mem_mib=16,
-            kernel=Blob(sha256="0" * 64, size_bytes=1),
-            initrd=None,
-            rootfs=None,
-            kernel_args=None,
-            nics=[],
-            user_data=None,
-            ssh_keys=[],
-            restart_policy=policy,
-        )
+        self.desired = a_wish(restart_policy=policy)
         self.seen = Seen("new", 0, alive=False)
         self.started_at = BEGIN
         self.starts: list[tuple[int, datetime]] = []

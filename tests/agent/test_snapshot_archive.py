@@ -21,6 +21,7 @@ from nexus.api.errors import Conflict
 from nexus.api.machines import Blob, Machine
 from nexus.api.snapshots import HostSnapshot, SnapshotFile
 from nexus.ids import new_id
+from tests.agent.harness import a_wish
 
 pytestmark = pytest.mark.anyio
 
@@ -35,22 +36,7 @@ def shelf_in(folder: Path) -> Shelf:
 
 
 def machine() -> Machine:
-    return Machine(
-        id=new_id(),
-        name="web",
-        generation=1,
-        power="running",
-        boot=1,
-        vcpu=1,
-        mem_mib=16,
-        kernel=BLOB,
-        initrd=None,
-        rootfs=BLOB,
-        kernel_args=None,
-        nics=[],
-        user_data=None,
-        ssh_keys=[],
-    )
+    return a_wish(name="web", kernel=BLOB, rootfs=BLOB)
 
 
 CONTENT = {

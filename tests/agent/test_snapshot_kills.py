@@ -18,7 +18,7 @@ from nexus.api.machines import Blob, Machine, MachineStatus
 from nexus.api.origins import Origin
 from nexus.api.snapshots import HostSnapshot, SnapshotOrder
 from tests.agent.forking import ForkedAgent
-from tests.agent.harness import Agent, until
+from tests.agent.harness import Agent, agent_of, until
 from tests.agent.snapshots import capture, clone, count, order, put, remove
 
 pytestmark = [pytest.mark.firecracker, pytest.mark.root]
@@ -38,11 +38,8 @@ REST = ("load_placing", "snapshot_merged", "snapshot_going")
 
 @pytest.fixture
 def agent(firecracker_binary: Path) -> Iterator[Agent]:
-    agent = ForkedAgent(FC_BINARY=str(firecracker_binary))
-    try:
-        yield agent.start()
-    finally:
-        agent.close()
+    with agent_of(ForkedAgent, firecracker_binary) as agent:
+        yield agent
 
 
 def test_every_point_is_walked() -> None:

@@ -15,6 +15,7 @@ from nexus.api.machines import Blob, Machine, MachineDrive, MachineNic
 from nexus.api.origins import Origin
 from nexus.api.snapshots import HostSnapshot, SnapshotOrder
 from nexus.ids import new_id
+from tests.agent.harness import a_wish
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 BLOB = Blob(sha256="0" * 64, size_bytes=1)
@@ -32,23 +33,8 @@ def nic(number: int) -> MachineNic:
 
 
 def machine(**change: Any) -> Machine:
-    fields: dict[str, Any] = {
-        "id": new_id(),
-        "name": "one",
-        "generation": 1,
-        "power": "running",
-        "boot": 1,
-        "vcpu": 1,
-        "mem_mib": 32,
-        "kernel": BLOB,
-        "initrd": None,
-        "rootfs": BLOB,
-        "kernel_args": None,
-        "nics": [nic(2)],
-        "user_data": None,
-        "ssh_keys": [],
-    }
-    return Machine(**{**fields, **change})
+    fields = {"mem_mib": 32, "kernel": BLOB, "rootfs": BLOB, "nics": [nic(2)]}
+    return a_wish(**{**fields, **change})
 
 
 def snapshot(of: Machine, **change: Any) -> HostSnapshot:

@@ -25,7 +25,7 @@ from nexus.api.snapshots import HostSnapshot
 from nexus.ids import new_id
 from nexus.vmm import binaries
 from tests.agent.forking import ForkedAgent
-from tests.agent.harness import Agent, until
+from tests.agent.harness import Agent, agent_of, until
 from tests.agent.snapshots import capture, clone, count, order, put, remove
 
 pytestmark = [pytest.mark.firecracker, pytest.mark.root]
@@ -33,11 +33,8 @@ pytestmark = [pytest.mark.firecracker, pytest.mark.root]
 
 @pytest.fixture(scope="module")
 def agent(firecracker_binary: Path) -> Iterator[Agent]:
-    agent = ForkedAgent(FC_BINARY=str(firecracker_binary))
-    try:
-        yield agent.start()
-    finally:
-        agent.close()
+    with agent_of(ForkedAgent, firecracker_binary) as agent:
+        yield agent
 
 
 @pytest.fixture(scope="module")
